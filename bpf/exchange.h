@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * What exchange.bpf.c tells user space. Read by clang, gcc and cffi: no
+ * directives. Widest members first: -Wpadded stays silent.
+ */
+
+enum exchange_limits {
+	EXCHANGE_REQUEST_LEN = 1024,
+	EXCHANGE_RESPONSE_LEN = 512,
+	EXCHANGE_HEADS_LEN = 2048, /* a power of two over both, for the verifier */
+};
+
+enum exchange_role {
+	EXCHANGE_UNKNOWN = 0,
+	EXCHANGE_SERVER = 1,
+	EXCHANGE_CLIENT = 2,
+};
+
+/* Why a record was sent. */
+enum exchange_reason {
+	EXCHANGE_NEXT = 1,  /* the next request began: this exchange is over */
+	EXCHANGE_CLOSED = 2, /* the connection ended: this exchange is over */
+	EXCHANGE_IDLE = 3,  /* the response paused; more of it may follow */
+	EXCHANGE_OPEN = 4,  /* still open: a child needs its request head now */
+};
+
+enum exchange_flags {
+	EXCHANGE_RESENT = 1, /* an IDLE record of this exchange went before; heads are not repeated */
+	EXCHANGE_FRESH = 2,  /* the connection was seen from its first byte */
+	EXCHANGE_FAULT = 4,  /* some of the captured bytes could not be read */
+};
+
+/*
+ * Request bytes one way, then response bytes the other way, on one TCP
+ * connection. Followed by request_len bytes of the request and response_len of
+ * the response, each from its first byte. Times are CLOCK_MONOTONIC, taken when
+ * the application's socket call returns.
+ */
+struct exchange_event {
+	__u64 cookie;           /* the socket's */
+	__u64 start_ns;         /* first request byte */
+	__u64 request_ns;       /* last request byte */
+	__u64 first_ns;         /* first response byte; 0: not answered */
+	__u64 end_ns;           /* last response byte; the close when not answered */
+	__u64 request_bytes;
+	__u64 response_bytes;
+	__u64 request_tail;     /* the last 8 request bytes in memory order; only when request_bytes > request_len */
+	__u64 response_tail;    /* likewise, and in a RESENT record */
+	__u64 process_start_ns; /* CLOCK_BOOTTIME; with pid, names a process for good */
+	__u64 parent_cookie;    /* the inbound exchange open on the thread; 0: none, or several */
+	__u32 parent_number;
+	__u32 number;           /* 1, 2, … on this connection */
+	__u32 pid;
+	__u32 tid;
+	__u32 response_sends;   /* socket calls that carried the response */
+	__u16 local_port;       /* host byte order */
+	__u16 peer_port;
+	__u16 request_len;
+	__u16 response_len;
+	__u16 error;            /* errno of the connection, or 0 */
+	__u8 role;
+	__u8 reason;
+	__u8 flags;
+	__u8 _pad[7];
+	__u8 local_addr[16];    /* IPv6, or IPv4-mapped IPv6 */
+	__u8 peer_addr[16];
+};
+
+/* In and out of the programs that user space runs: sweep, ignore. */
+struct exchange_command {
+	__u64 cookie;  /* ignore: this connection speaks a protocol nobody reads */
+	__u64 idle_ns; /* sweep: how long a response must have paused */
+};

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* What process.bpf.c tells identity/. Read by clang, gcc and cffi: no directives. */
+
+enum process_kind {
+	PROCESS_FORK = 1,
+	PROCESS_EXIT = 2,
+};
+
+enum process_limits {
+	PROCESS_COMM_LEN = 16,
+	PROCESS_FILE_LEN = 256,
+	PROCESS_ARGS_LEN = 1024,
+	PROCESS_ENV_LEN = 4096,
+};
+
+/* A selected process forked, or its last thread ended. */
+struct process_event {
+	__u64 start_ns;   /* CLOCK_BOOTTIME at which the process (the child) started */
+	__u32 pid;        /* the child's for a fork */
+	__u32 parent_pid; /* 0 for an exit */
+	__u8 kind;        /* enum process_kind */
+	__u8 _pad[7];
+};
+
+/* A selected process became another program. */
+struct exec_event {
+	__u64 start_ns; /* CLOCK_BOOTTIME */
+	__u32 pid;
+	__u16 args_len;
+	__u16 env_len;
+	char comm[PROCESS_COMM_LEN];
+	char filename[PROCESS_FILE_LEN];
+	__u8 args[PROCESS_ARGS_LEN]; /* NUL-separated; only args_len bytes count */
+	__u8 env[PROCESS_ENV_LEN];   /* NUL-separated; only env_len bytes count */
+};

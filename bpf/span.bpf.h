@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * Which inbound exchange is this thread working on? The exchange probe writes
+ * it, every probe may ask, process.bpf.c forgets threads that end.
+ */
+#pragma once
+
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+
+/*
+ * The inbound exchanges a thread has read and not begun to answer. While only
+ * one is open, the xors are that one; no list is needed.
+ */
+struct thread_exchanges {
+	__u64 cookies; /* xor of the open ones */
+	__u32 numbers; /* xor of the open ones */
+	__u32 open;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32); /* tid */
+	__type(value, struct thread_exchanges);
+} thread_exchanges SEC(".maps");
+
+static __always_inline void thread_exchange_begin(__u32 tid, __u64 cookie, __u32 number)
+{
+	struct thread_exchanges *t = bpf_map_lookup_elem(&thread_exchanges, &tid);
+
+	if (t) {
+		__sync_fetch_and_xor(&t->cookies, cookie);
+		__sync_fetch_and_xor(&t->numbers, number);
+		__sync_fetch_and_add(&t->open, 1);
+	} else {
+		struct thread_exchanges first = { .cookies = cookie, .numbers = number, .open = 1 };
+
+		bpf_map_update_elem(&thread_exchanges, &tid, &first, BPF_ANY);
+	}
+}
+
+static __always_inline void thread_exchange_end(__u32 tid, __u64 cookie, __u32 number)
+{
+	struct thread_exchanges *t = bpf_map_lookup_elem(&thread_exchanges, &tid);
+
+	if (!t)
+		return;
+	/* The thread may have ended and its tid come back: then these are not ours. */
+	if (t->open == 1 && (t->cookies != cookie || t->numbers != number))
+		return;
+	__sync_fetch_and_xor(&t->cookies, cookie);
+	__sync_fetch_and_xor(&t->numbers, number);
+	__sync_fetch_and_add(&t->open, -1);
+}
+
+/* The one inbound exchange open on this thread; false when there is none, or more than one. */
+static __always_inline bool thread_exchange(__u32 tid, __u64 *cookie, __u32 *number)
+{
+	struct thread_exchanges *t = bpf_map_lookup_elem(&thread_exchanges, &tid);
+
+	if (!t || t->open != 1)
+		return false;
+	*cookie = t->cookies;
+	*number = t->numbers;
+	return true;
+}
