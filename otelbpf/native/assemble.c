@@ -1,0 +1,797 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * From exchange records to HTTP/1 rows.
+ *
+ * The kernel pairs bytes by direction and knows no protocol, so it cuts where
+ * HTTP does not: at 100 Continue, where an answer overtakes the request's body,
+ * and wherever a response pauses. Here the heads are known, so a record whose
+ * exchange is not over is *held* until the rest of it comes. All other records,
+ * nearly all of them, pass straight through.
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <linux/types.h>
+
+#include "exchange.h"
+#include "http1.h"
+#include "intern.h"
+#include "assemble.h"
+
+enum {
+	RECORD_HEADER = 8,
+	MAX_HEADS = EXCHANGE_REQUEST_LEN + EXCHANGE_RESPONSE_LEN,
+	MAX_IGNORE = 4096,
+	MAX_STRINGS = 32768,
+	MAX_STRING_BYTES = 4 << 20,
+	MAX_SHAPES = 16384,
+	STRINGS_FOR_TWO = 32, /* more than two rows can add */
+	BYTES_FOR_TWO = 2 * MAX_HEADS + 128,
+	HELD_SLOTS = 16384, /* a power of two */
+	MAX_HELD = 8192,
+	CONTEXT_SETS = 16384, /* a power of two */
+	CONTEXT_WAYS = 4,
+	FLAG_SAMPLED = 0x01,
+	FLAG_HAS_IS_REMOTE = 0x100,
+	FLAG_IS_REMOTE = 0x200,
+};
+
+/* How long an exchange whose end cannot be told from its bytes must have been quiet to be called over. */
+static const uint64_t quiet_ns = 2000000000;
+
+/* The trace of an inbound exchange that is still open, for its children. */
+struct context {
+	uint64_t key; /* hash of cookie and number; 0: free */
+	uint8_t trace_id[16], span_id[8], remote_id[8];
+	uint32_t flags, trace_state, age;
+	uint32_t _pad;
+};
+
+/* One exchange so far. The event's counts are sums over the parts; `base` are those of the parts before the last. */
+struct held {
+	struct exchange_event event;
+	uint32_t last_number;
+	uint32_t base_sends;
+	uint64_t base_request, base_response;
+	int unknown_end; /* its bytes cannot tell that it is over: quiet does */
+	uint8_t heads[];
+};
+
+struct otb_http {
+	uint64_t seed[2];
+	int keep_query;
+	uint32_t max_rows, n_rows, n_ignore, n_held, clock;
+	struct http_counts counts;
+	struct intern *strings, *shapes;
+	struct held **held; /* HELD_SLOTS, open addressing by cookie */
+	struct context (*contexts)[CONTEXT_WAYS];
+	uint64_t ignore[MAX_IGNORE];
+	struct http_row rows[];
+};
+
+static uint64_t mix(uint64_t x)
+{
+	/* splitmix64's finalizer (Steele, Lea, Flood 2014). */
+	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+	x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+	return x ^ x >> 31;
+}
+
+static uint64_t exchange_hash(const struct otb_http *h, int part, uint64_t cookie, uint32_t number)
+{
+	uint64_t x = mix(h->seed[part] ^ mix(cookie + 0x9e3779b97f4a7c15u * number));
+
+	return x ? x : 1;
+}
+
+static void span_id(const struct otb_http *h, const struct exchange_event *e, uint8_t out[8])
+{
+	uint64_t id = exchange_hash(h, 0, e->cookie, e->number);
+
+	memcpy(out, &id, 8);
+}
+
+static void new_trace_id(const struct otb_http *h, const struct exchange_event *e, uint8_t out[16])
+{
+	uint64_t high = exchange_hash(h, 1, e->cookie, e->number), low = mix(high ^ h->seed[0]);
+
+	memcpy(out, &high, 8);
+	memcpy(out + 8, &low, 8);
+}
+
+otb_http *otb_http_new(const uint64_t seed[2], uint32_t max_rows, int keep_query)
+{
+	otb_http *h = calloc(1, sizeof(*h) + max_rows * sizeof(h->rows[0]));
+
+	if (!h)
+		return NULL;
+	memcpy(h->seed, seed, sizeof(h->seed));
+	h->max_rows = max_rows;
+	h->keep_query = keep_query;
+	h->strings = intern_new(MAX_STRINGS, MAX_STRING_BYTES);
+	h->shapes = intern_new(MAX_SHAPES, MAX_SHAPES * sizeof(struct http_shape));
+	h->held = calloc(HELD_SLOTS, sizeof(*h->held));
+	h->contexts = calloc(CONTEXT_SETS, sizeof(*h->contexts));
+	if (!h->strings || !h->shapes || !h->held || !h->contexts) {
+		otb_http_free(h);
+		return NULL;
+	}
+	return h;
+}
+
+void otb_http_free(otb_http *h)
+{
+	if (h->held)
+		for (int i = 0; i < HELD_SLOTS; i++)
+			free(h->held[i]);
+	free(h->held);
+	free(h->contexts);
+	if (h->strings)
+		intern_free(h->strings);
+	if (h->shapes)
+		intern_free(h->shapes);
+	free(h);
+}
+
+/* ---- contexts: the traces of open inbound exchanges ---- */
+
+static struct context *find_context(otb_http *h, uint64_t cookie, uint32_t number)
+{
+	uint64_t key = exchange_hash(h, 0, cookie, number);
+	struct context *set = h->contexts[key & (CONTEXT_SETS - 1)];
+
+	for (int i = 0; i < CONTEXT_WAYS; i++)
+		if (set[i].key == key)
+			return &set[i];
+	return NULL;
+}
+
+static struct context *new_context(otb_http *h, uint64_t cookie, uint32_t number)
+{
+	uint64_t key = exchange_hash(h, 0, cookie, number);
+	struct context *set = h->contexts[key & (CONTEXT_SETS - 1)], *oldest = &set[0];
+
+	for (int i = 0; i < CONTEXT_WAYS; i++) {
+		if (!set[i].key || set[i].key == key) {
+			oldest = &set[i];
+			break;
+		}
+		if ((int32_t)(set[i].age - oldest->age) < 0)
+			oldest = &set[i];
+	}
+	memset(oldest, 0, sizeof(*oldest));
+	oldest->key = key;
+	oldest->age = h->clock++;
+	return oldest;
+}
+
+/* ---- heads ---- */
+
+struct message {
+	struct http1_request request;
+	struct http1_response response;
+	int request_kind;
+	int response_kind; /* HTTP1_NONE: no response, or none that is HTTP */
+	uint32_t interim;  /* bytes of 1xx heads before the final one */
+};
+
+static void read_heads(const struct exchange_event *e, const uint8_t *heads, struct message *m)
+{
+	const uint8_t *response = heads + e->request_len;
+	uint32_t len = e->response_len;
+
+	m->request_kind = http1_parse_request(heads, e->request_len, &m->request);
+	m->response_kind = HTTP1_NONE;
+	m->interim = 0;
+	if (!len)
+		return;
+	m->response_kind = http1_parse_response(response, len, &m->response);
+	/* 103 Early Hints and the like: the answer follows in the same direction. */
+	while (m->response_kind == HTTP1_HEAD && m->response.status < 200 && m->response.status != 101 &&
+	       m->interim + m->response.head_len < len) {
+		m->interim += m->response.head_len;
+		m->response_kind = http1_parse_response(response + m->interim, len - m->interim, &m->response);
+	}
+}
+
+enum completeness { INCOMPLETE, COMPLETE, UNKNOWN };
+
+static int ends_chunks(uint64_t bytes, uint32_t captured, const uint8_t *head, uint64_t tail)
+{
+	static const char end[] = "0\r\n\r\n";
+
+	if (bytes == captured)
+		return captured >= 5 && !memcmp(head + captured - 5, end, 5);
+	return !memcmp((const uint8_t *)&tail + 3, end, 5);
+}
+
+static enum completeness request_end(const struct exchange_event *e, const uint8_t *heads, const struct message *m)
+{
+	const struct http1_request *q = &m->request;
+
+	if (m->request_kind == HTTP1_CUT) {
+		if (e->request_bytes == e->request_len)
+			return INCOMPLETE; /* all of it is here, and it has no blank line */
+		return q->content_length > 0 && e->request_bytes < (uint64_t)q->content_length ? INCOMPLETE : UNKNOWN;
+	}
+	if (q->chunked)
+		return ends_chunks(e->request_bytes, e->request_len, heads, e->request_tail) ? COMPLETE : INCOMPLETE;
+	if (q->content_length > 0 && e->request_bytes < q->head_len + (uint64_t)q->content_length)
+		return INCOMPLETE;
+	return COMPLETE;
+}
+
+/* A second request behind the first, in the same direction. Two bytes more are an old client's CRLF. */
+static int pipelined(const struct exchange_event *e, const struct message *m)
+{
+	const struct http1_request *q = &m->request;
+	uint64_t body = q->content_length > 0 ? (uint64_t)q->content_length : 0;
+
+	return m->request_kind == HTTP1_HEAD && !q->chunked && e->request_bytes > q->head_len + body + 2;
+}
+
+static enum completeness response_end(const struct exchange_event *e, const uint8_t *heads, const struct message *m)
+{
+	const struct http1_response *r = &m->response;
+	uint64_t bytes = e->response_bytes - m->interim;
+
+	if (m->response_kind != HTTP1_HEAD && m->response_kind != HTTP1_CUT)
+		return UNKNOWN;
+	if (m->response_kind == HTTP1_CUT && e->response_bytes == e->response_len)
+		return INCOMPLETE;
+	if (r->status < 200 && r->status != 101)
+		return INCOMPLETE; /* interim */
+	if (r->status == 204 || r->status == 304 ||
+	    http1_method(m->request.method.at, m->request.method.len) == HTTP1_METHOD_HEAD)
+		return COMPLETE;
+	if (r->chunked)
+		return ends_chunks(e->response_bytes, e->response_len, heads + e->request_len, e->response_tail) ?
+			       COMPLETE :
+			       INCOMPLETE;
+	if (r->content_length >= 0)
+		return bytes >= (uint64_t)r->content_length + (r->head_len ? r->head_len : e->response_len) ?
+			       COMPLETE :
+			       INCOMPLETE;
+	if (r->head_len)
+		return INCOMPLETE; /* until the connection closes */
+	return UNKNOWN;
+}
+
+/* ---- held exchanges ---- */
+
+static uint32_t held_slot(const otb_http *h, uint64_t cookie)
+{
+	uint32_t i = (uint32_t)mix(cookie ^ h->seed[1]) & (HELD_SLOTS - 1);
+
+	while (h->held[i] && h->held[i]->event.cookie != cookie)
+		i = (i + 1) & (HELD_SLOTS - 1);
+	return i;
+}
+
+static struct held *find_held(const otb_http *h, uint64_t cookie)
+{
+	return h->n_held ? h->held[held_slot(h, cookie)] : NULL;
+}
+
+static void drop_held(otb_http *h, struct held *p)
+{
+	uint32_t hole = held_slot(h, p->event.cookie), i = hole;
+
+	free(p);
+	h->held[hole] = NULL;
+	h->n_held--;
+	/* Close the gap: an entry behind it may have come here by probing. */
+	for (;;) {
+		uint32_t home;
+
+		i = (i + 1) & (HELD_SLOTS - 1);
+		if (!h->held[i])
+			return;
+		home = (uint32_t)mix(h->held[i]->event.cookie ^ h->seed[1]) & (HELD_SLOTS - 1);
+		if (((i - home) & (HELD_SLOTS - 1)) < ((i - hole) & (HELD_SLOTS - 1)))
+			continue;
+		h->held[hole] = h->held[i];
+		h->held[i] = NULL;
+		hole = i;
+	}
+}
+
+/* False: there is no room, and the caller must make do with what there is. */
+static int hold(otb_http *h, const struct exchange_event *e, const uint8_t *heads, int unknown_end)
+{
+	size_t len = (size_t)e->request_len + e->response_len;
+	struct held *p;
+
+	if (h->n_held >= MAX_HELD) {
+		h->counts.held_full++;
+		return 0;
+	}
+	/* A later part may bring the response's head: room for that too. */
+	p = malloc(sizeof(*p) + e->request_len + EXCHANGE_RESPONSE_LEN);
+	if (!p) {
+		h->counts.held_full++;
+		return 0;
+	}
+	p->event = *e;
+	p->last_number = e->number;
+	p->base_sends = 0;
+	p->base_request = p->base_response = 0;
+	p->unknown_end = unknown_end;
+	memcpy(p->heads, heads, len);
+	h->held[held_slot(h, e->cookie)] = p;
+	h->n_held++;
+	return 1;
+}
+
+/* ---- rows ---- */
+
+/* Without memory a text is left out rather than the row. */
+static uint32_t intern(otb_http *h, const void *at, uint32_t len)
+{
+	uint32_t id = intern_id(h->strings, at, len);
+
+	return id == UINT32_MAX ? 0 : id;
+}
+
+static uint32_t text(otb_http *h, struct http1_slice s)
+{
+	return intern(h, s.at, s.len);
+}
+
+static void join_trace(otb_http *h, const struct exchange_event *e, const struct message *m, struct http_row *row,
+		       struct http_shape *shape)
+{
+	const struct http1_request *q = &m->request;
+	struct context *local = e->parent_cookie ? find_context(h, e->parent_cookie, e->parent_number) : NULL;
+
+	span_id(h, e, row->span_id);
+	row->flags = FLAG_SAMPLED | FLAG_HAS_IS_REMOTE;
+	if (e->parent_cookie && !local)
+		h->counts.parents_missed++;
+	if (q->has_traceparent) {
+		row->flags = q->trace_flags | FLAG_HAS_IS_REMOTE;
+		memcpy(row->trace_id, q->trace_id, 16);
+		shape->trace_state = text(h, q->tracestate);
+		/* The server's own parent, handed on as it came: then this span is between the two. */
+		if (local && !memcmp(local->remote_id, q->parent_id, 8) && !memcmp(local->trace_id, q->trace_id, 16)) {
+			memcpy(row->parent_id, local->span_id, 8);
+			shape->parent = HTTP_PARENT_THREAD;
+			return;
+		}
+		memcpy(row->parent_id, q->parent_id, 8);
+		shape->parent = HTTP_PARENT_HEADER;
+		if (e->role == EXCHANGE_SERVER)
+			row->flags |= FLAG_IS_REMOTE;
+	} else if (local) {
+		row->flags = (local->flags & 0xff) | FLAG_HAS_IS_REMOTE;
+		memcpy(row->trace_id, local->trace_id, 16);
+		memcpy(row->parent_id, local->span_id, 8);
+		shape->trace_state = local->trace_state;
+		shape->parent = HTTP_PARENT_THREAD;
+	} else {
+		new_trace_id(h, e, row->trace_id);
+	}
+}
+
+static void body_sizes(const struct exchange_event *e, const struct message *m, enum completeness end,
+		       struct http_row *row)
+{
+	const struct http1_request *q = &m->request;
+	const struct http1_response *r = &m->response;
+
+	row->request_body = row->response_body = UINT64_MAX;
+	if (q->content_length >= 0 && !q->chunked)
+		row->request_body = (uint64_t)q->content_length;
+	else if (q->head_len && !q->chunked)
+		row->request_body = 0; /* no length and no coding: no body (RFC 9112, 6.3) */
+	if (m->response_kind != HTTP1_HEAD && m->response_kind != HTTP1_CUT)
+		return;
+	if (r->status == 204 || r->status == 304 ||
+	    http1_method(q->method.at, q->method.len) == HTTP1_METHOD_HEAD)
+		row->response_body = 0;
+	else if (r->chunked)
+		return; /* the wire's bytes hold the chunks' sizes too */
+	else if (r->content_length >= 0 && end != INCOMPLETE)
+		row->response_body = (uint64_t)r->content_length;
+	else if (r->head_len && e->response_bytes >= (uint64_t)m->interim + r->head_len)
+		row->response_body = e->response_bytes - m->interim - r->head_len;
+}
+
+static uint16_t error_of(const struct exchange_event *e, const struct message *m, enum completeness end)
+{
+	uint16_t why = e->error ? e->error : HTTP_ERROR_CLOSED;
+
+	if (!e->first_ns)
+		return why;
+	if (e->reason != EXCHANGE_CLOSED || end == COMPLETE || m->response.event_stream)
+		return HTTP_ERROR_NONE; /* clients end event streams by leaving */
+	if (end == INCOMPLETE && (m->response.chunked || m->response.content_length >= 0))
+		return why; /* cut short */
+	return e->error;
+}
+
+static void add_row(otb_http *h, const struct exchange_event *e, const struct message *m, enum completeness end)
+{
+	struct http_row *row = &h->rows[h->n_rows];
+	struct http_shape shape;
+	const struct http1_request *q = &m->request;
+	int answered = m->response_kind == HTTP1_HEAD || m->response_kind == HTTP1_CUT;
+	uint32_t id;
+
+	memset(&shape, 0, sizeof(shape));
+	memset(row, 0, sizeof(*row));
+	shape.process_start_ns = e->process_start_ns;
+	shape.pid = e->pid;
+	shape.role = e->role;
+	shape.method = text(h, q->method);
+	shape.method_id = (uint8_t)http1_method(q->method.at, q->method.len);
+	shape.path = text(h, q->path);
+	if (h->keep_query)
+		shape.query = text(h, q->query);
+	shape.host = text(h, q->host);
+	shape.user_agent = text(h, q->user_agent);
+	shape.peer_addr = intern(h, e->peer_addr, sizeof(e->peer_addr));
+	if (e->role == EXCHANGE_SERVER) {
+		shape.local_port = e->local_port;
+		if (!shape.host)
+			shape.local_addr = intern(h, e->local_addr, sizeof(e->local_addr));
+	} else {
+		shape.peer_port = e->peer_port;
+	}
+	shape.version = q->version ? q->version : answered ? m->response.version : 0;
+	shape.status = answered ? m->response.status : 0;
+	shape.error = error_of(e, m, end);
+	join_trace(h, e, m, row, &shape);
+	body_sizes(e, m, end, row);
+
+	row->start_ns = e->start_ns;
+	row->end_ns = e->end_ns;
+	row->first_ns = e->first_ns;
+	row->peer_port = e->peer_port;
+	id = intern_id(h->shapes, &shape, sizeof(shape));
+	if (id == UINT32_MAX) {
+		h->counts.malformed++; /* no memory */
+		return;
+	}
+	row->shape = id - 1;
+	h->n_rows++;
+	h->counts.rows++;
+}
+
+/* ---- records ---- */
+
+static void ignore(otb_http *h, const struct exchange_event *e)
+{
+	if (h->n_ignore < MAX_IGNORE)
+		h->ignore[h->n_ignore++] = e->cookie;
+}
+
+/* True when this can never be a row; counted then. */
+static int not_covered(otb_http *h, const struct exchange_event *e, const struct message *m)
+{
+	if (!e->request_len) {
+		h->counts.malformed++;
+		return 1;
+	}
+	switch (m->request_kind) {
+	case HTTP1_TLS:
+		h->counts.tls++;
+		ignore(h, e);
+		return 1;
+	case HTTP1_HTTP2:
+		h->counts.http2++;
+		ignore(h, e);
+		return 1;
+	case HTTP1_NONE:
+		h->counts.unknown++;
+		/* An older connection may have been joined in the middle of a body: give it another chance. */
+		if (e->flags & EXCHANGE_FRESH || e->number > 2)
+			ignore(h, e);
+		return 1;
+	}
+	if (pipelined(e, m)) {
+		h->counts.pipelined++;
+		return 1;
+	}
+	if (!e->response_bytes)
+		return 0;
+	if (m->response_kind == HTTP1_NONE) {
+		h->counts.malformed++;
+		return 1;
+	}
+	if (m->response.status == 101 ||
+	    (m->response.status / 100 == 2 && http1_method(m->request.method.at, m->request.method.len) == HTTP1_METHOD_CONNECT)) {
+		h->counts.upgrade++;
+		ignore(h, e);
+		return 1;
+	}
+	return 0;
+}
+
+static int interim(const struct message *m)
+{
+	return m->response_kind == HTTP1_HEAD && m->response.status < 200 && m->response.status != 101;
+}
+
+/* Does more of this exchange follow, as part of it or behind a cut in it? */
+static int goes_on(const struct exchange_event *e, const uint8_t *heads, const struct message *m,
+		   enum completeness response, int *unknown_end)
+{
+	*unknown_end = 0;
+	if (e->reason == EXCHANGE_CLOSED)
+		return 0;
+	if (request_end(e, heads, m) == INCOMPLETE || interim(m))
+		return 1;
+	if (e->reason == EXCHANGE_NEXT)
+		return 0; /* the next request has begun */
+	*unknown_end = response == UNKNOWN;
+	return response != COMPLETE;
+}
+
+static void finish_held(otb_http *h, struct held *p)
+{
+	struct message m;
+
+	read_heads(&p->event, p->heads, &m);
+	if (!not_covered(h, &p->event, &m))
+		add_row(h, &p->event, &m, response_end(&p->event, p->heads, &m));
+	drop_held(h, p);
+}
+
+static void settle_held(otb_http *h, struct held *p)
+{
+	struct message m;
+
+	read_heads(&p->event, p->heads, &m);
+	if (!goes_on(&p->event, p->heads, &m, response_end(&p->event, p->heads, &m), &p->unknown_end))
+		finish_held(h, p);
+}
+
+/* Newer counts of the part that was last. */
+static void update_held(struct held *p, const struct exchange_event *e)
+{
+	struct exchange_event *all = &p->event;
+
+	all->request_bytes = p->base_request + e->request_bytes;
+	all->response_bytes = p->base_response + e->response_bytes;
+	all->response_sends = p->base_sends + e->response_sends;
+	all->request_ns = e->request_ns;
+	all->request_tail = e->request_tail;
+	all->response_tail = e->response_tail;
+	all->end_ns = e->end_ns;
+	all->error = e->error;
+	all->reason = e->reason;
+	if (!all->first_ns)
+		all->first_ns = e->first_ns;
+}
+
+/* The last *n* bytes of a part whose bytes were all captured. */
+static uint64_t tail_of(const uint8_t *head, uint32_t n)
+{
+	uint64_t tail = 0;
+
+	if (n > 8) {
+		head += n - 8;
+		n = 8;
+	}
+	memcpy((uint8_t *)&tail + 8 - n, head, n);
+	return tail;
+}
+
+/* What the pairing took for a new exchange is the rest of the held one's request, and its answer. */
+static void merge_held(otb_http *h, struct held *p, const struct exchange_event *part, const uint8_t *heads)
+{
+	struct exchange_event e = *part, *all = &p->event;
+	const uint8_t *response = heads + e.request_len;
+	struct message m;
+
+	/* Together they are more than what was captured, so the tails count from now on. */
+	if (e.request_bytes == e.request_len)
+		e.request_tail = tail_of(heads, e.request_len);
+	if (e.response_bytes == e.response_len)
+		e.response_tail = tail_of(response, e.response_len);
+	read_heads(all, p->heads, &m);
+	p->base_request = all->request_bytes;
+	p->last_number = e.number;
+	if (interim(&m) || !all->response_len) {
+		p->base_response = 0;
+		p->base_sends = 0;
+		all->first_ns = e.first_ns;
+		all->response_len = e.response_len;
+		memcpy(p->heads + all->request_len, response, e.response_len);
+	} else {
+		p->base_response = all->response_bytes;
+		p->base_sends = all->response_sends;
+		if (!e.response_bytes) {
+			e.end_ns = all->end_ns;
+			e.response_tail = all->response_tail;
+		}
+	}
+	update_held(p, &e);
+	h->counts.merged++;
+	settle_held(h, p);
+}
+
+static void on_open(otb_http *h, const struct exchange_event *e, const uint8_t *heads)
+{
+	struct http1_request q;
+	int kind = http1_parse_request(heads, e->request_len, &q);
+	const struct held *p = find_held(h, e->cookie);
+	struct exchange_event first = *e;
+	struct context *c;
+
+	h->counts.opened++;
+	if (p && (kind == HTTP1_NONE || p->event.number != e->number)) {
+		/* A later part of a held exchange: its children are that exchange's. */
+		first = p->event;
+		kind = http1_parse_request(p->heads, p->event.request_len, &q);
+	}
+	if (kind != HTTP1_HEAD && kind != HTTP1_CUT)
+		return;
+	c = new_context(h, e->cookie, e->number);
+	span_id(h, &first, c->span_id);
+	c->flags = FLAG_SAMPLED;
+	if (q.has_traceparent) {
+		memcpy(c->trace_id, q.trace_id, 16);
+		memcpy(c->remote_id, q.parent_id, 8);
+		c->flags = q.trace_flags;
+		c->trace_state = text(h, q.tracestate);
+	} else {
+		new_trace_id(h, &first, c->trace_id);
+	}
+}
+
+/* Is the held exchange one that this new part continues? */
+static int continues(const struct held *p)
+{
+	struct message m;
+
+	read_heads(&p->event, p->heads, &m);
+	return request_end(&p->event, p->heads, &m) == INCOMPLETE || interim(&m);
+}
+
+static void on_record(otb_http *h, const struct exchange_event *e, const uint8_t *heads)
+{
+	struct held *p = find_held(h, e->cookie);
+	enum completeness end;
+	struct message m;
+	int unknown_end;
+
+	if (e->flags & EXCHANGE_RESENT) {
+		if (p && p->last_number == e->number) {
+			h->counts.merged++;
+			update_held(p, e);
+			settle_held(h, p);
+		} else {
+			h->counts.repeated++;
+		}
+		return;
+	}
+	if (p) {
+		if (continues(p)) {
+			merge_held(h, p, e, heads);
+			return;
+		}
+		finish_held(h, p);
+	}
+	read_heads(e, heads, &m);
+	if (not_covered(h, e, &m))
+		return;
+	end = response_end(e, heads, &m);
+	if (!goes_on(e, heads, &m, end, &unknown_end) || !hold(h, e, heads, unknown_end))
+		add_row(h, e, &m, end);
+}
+
+uint32_t otb_http_feed(otb_http *h, const uint8_t *records, uint32_t len)
+{
+	uint32_t at = 0;
+
+	h->n_rows = 0;
+	h->n_ignore = 0;
+	/* One record finishes at most two exchanges: what was held, and itself. */
+	while (len - at >= RECORD_HEADER && h->n_rows + 2 <= h->max_rows && !otb_http_full(h)) {
+		const uint8_t *body = records + at + RECORD_HEADER;
+		struct exchange_event e;
+		uint32_t size, heads;
+
+		memcpy(&size, records + at, sizeof(size));
+		if (size > len - at - RECORD_HEADER)
+			return len; /* cut short; a ring's records never are */
+		at += RECORD_HEADER + ((size + 7) & ~7u);
+		if (at > len)
+			at = len;
+		h->counts.records++;
+		if (size < sizeof(e)) {
+			h->counts.malformed++;
+			continue;
+		}
+		memcpy(&e, body, sizeof(e));
+		heads = e.flags & EXCHANGE_RESENT ? 0 : (uint32_t)e.request_len + e.response_len;
+		if (heads > size - sizeof(e) || heads > MAX_HEADS || e.request_len > EXCHANGE_REQUEST_LEN ||
+		    e.response_len > EXCHANGE_RESPONSE_LEN || e.request_len > e.request_bytes ||
+		    e.response_len > e.response_bytes) {
+			h->counts.malformed++;
+			continue;
+		}
+		if (e.reason == EXCHANGE_OPEN)
+			on_open(h, &e, body + sizeof(e));
+		else
+			on_record(h, &e, body + sizeof(e));
+	}
+	h->counts.held = h->n_held;
+	return at;
+}
+
+void otb_http_flush(otb_http *h, uint64_t now_ns, int all)
+{
+	h->n_rows = 0;
+	h->n_ignore = 0;
+	for (uint32_t i = 0; h->n_held && i < HELD_SLOTS && h->n_rows < h->max_rows && !otb_http_full(h); i++) {
+		struct held *p = h->held[i];
+
+		if (!p || !(all || (p->unknown_end && now_ns > p->event.end_ns + quiet_ns)))
+			continue;
+		finish_held(h, p);
+		i--; /* closing the gap may have put another one here */
+	}
+	h->counts.held = h->n_held;
+}
+
+const struct http_row *otb_http_rows(const otb_http *h, uint32_t *n)
+{
+	*n = h->n_rows;
+	return h->rows;
+}
+
+const uint8_t *otb_http_shape(const otb_http *h, uint32_t index)
+{
+	uint32_t len;
+
+	return intern_at(h->shapes, index + 1, &len);
+}
+
+uint32_t otb_http_shapes(const otb_http *h)
+{
+	return intern_count(h->shapes);
+}
+
+const uint8_t *otb_http_string(const otb_http *h, uint32_t id, uint32_t *len)
+{
+	return intern_at(h->strings, id, len);
+}
+
+const struct http_counts *otb_http_counts(const otb_http *h)
+{
+	return &h->counts;
+}
+
+const uint64_t *otb_http_ignore(const otb_http *h, uint32_t *n)
+{
+	*n = h->n_ignore;
+	return h->ignore;
+}
+
+static size_t bytes_used(const struct intern *table)
+{
+	uint32_t n = intern_count(table), len;
+	const uint8_t *first = intern_at(table, 1, &len), *last = intern_at(table, n, &len);
+
+	return n ? (size_t)(last - first) + len : 0;
+}
+
+int otb_http_full(const otb_http *h)
+{
+	return intern_count(h->strings) + STRINGS_FOR_TWO > MAX_STRINGS || intern_count(h->shapes) + 2 > MAX_SHAPES ||
+	       bytes_used(h->strings) + BYTES_FOR_TWO > MAX_STRING_BYTES;
+}
+
+void otb_http_forget(otb_http *h)
+{
+	intern_clear(h->strings);
+	intern_clear(h->shapes);
+	for (int i = 0; i < CONTEXT_SETS; i++)
+		for (int way = 0; way < CONTEXT_WAYS; way++)
+			h->contexts[i][way].trace_state = 0;
+}

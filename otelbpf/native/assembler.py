@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exchange records to columns of HTTP exchanges; assemble.h says what each field means."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from otelbpf.native._shim import ffi, lib
+from otelbpf.native.layout import dtype
+
+ROW = dtype("http_row")
+SHAPE = dtype("http_shape")
+UNKNOWN = np.uint64(2**64 - 1)
+"""A body size that the heads do not tell."""
+MAX_ROWS = 8192
+
+
+class Assembler:
+    """The shim's assembler, with its memory.
+
+    Args:
+        keep_query: Keep the targets' queries. They multiply the distinct shapes.
+        on_forget: Called when all shape indices are about to become invalid;
+            the rows yielded before it have been handled by then.
+    """
+
+    def __init__(self, on_forget: Callable[[], None], *, keep_query: bool) -> None:
+        self._ptr = ffi.gc(lib.otb_http_new([secrets.randbits(64) for _ in range(2)], MAX_ROWS, keep_query), lib.otb_http_free)
+        if self._ptr == ffi.NULL:
+            raise MemoryError
+        self._on_forget = on_forget
+        self._n = ffi.new("uint32_t *")
+
+    def feed(self, records: Any, size: int) -> Iterator[NDArray[Any]]:
+        """Read framed records (`Ring.drain`); yield rows, each array valid until the next is asked for."""
+        used = 0
+        while used < size:
+            used += lib.otb_http_feed(self._ptr, records + used, size - used)
+            yield self._rows()
+            self._forget_if_full()
+
+    def flush(self, now_ns: int, *, everything: bool = False) -> Iterator[NDArray[Any]]:
+        """Finish held exchanges that have been quiet too long at *now_ns* (CLOCK_MONOTONIC), or all of them."""
+        while True:
+            lib.otb_http_flush(self._ptr, now_ns, everything)
+            rows = self._rows()
+            if len(rows):
+                yield rows
+            full = self._forget_if_full()
+            if not full and len(rows) < MAX_ROWS:
+                return
+
+    def shapes(self, start: int) -> NDArray[Any]:
+        """The shapes from index *start* on: a copy."""
+        count = lib.otb_http_shapes(self._ptr) - start
+        if count <= 0:
+            return np.empty(0, SHAPE)
+        first = lib.otb_http_shape(self._ptr, start)
+        return np.frombuffer(bytes(ffi.buffer(first, count * SHAPE.itemsize)), SHAPE)
+
+    def string(self, string_id: int) -> bytes:
+        """The bytes of an interned string; empty for id 0."""
+        if not string_id:
+            return b""
+        start = lib.otb_http_string(self._ptr, string_id, self._n)
+        return bytes(ffi.buffer(start, self._n[0]))
+
+    def ignored(self) -> list[int]:
+        """Cookies of the last feed's connections that speak nothing we read."""
+        start = lib.otb_http_ignore(self._ptr, self._n)
+        return [start[i] for i in range(self._n[0])]
+
+    def counts(self) -> dict[str, int]:
+        counts = lib.otb_http_counts(self._ptr)
+        return {name: getattr(counts, name) for name, _ in ffi.typeof("struct http_counts").fields}
+
+    def _rows(self) -> NDArray[Any]:
+        start = lib.otb_http_rows(self._ptr, self._n)
+        return np.frombuffer(ffi.buffer(start, self._n[0] * ROW.itemsize), ROW)
+
+    def forget(self) -> None:
+        """Drop all strings and shapes; their indices begin again."""
+        self._on_forget()
+        lib.otb_http_forget(self._ptr)
+
+    def _forget_if_full(self) -> bool:
+        if full := bool(lib.otb_http_full(self._ptr)):
+            self.forget()
+        return full

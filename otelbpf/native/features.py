@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this kernel and these privileges allow: found by trying, never by version numbers."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from otelbpf.errors import LoadError, NotSupported
+from otelbpf.native.object import OBJECTS, Object, libbpf_version
+
+BTF = Path("/sys/kernel/btf/vmlinux")
+CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 19, 21, 38, 39
+
+LOST_WITHOUT = {
+    "exchange_send": "no HTTP spans or metrics; this rung needs Linux 6.3",
+    "exchange_recv": "no HTTP spans or metrics; this rung needs Linux 6.3",
+    "exchange_state": "resets and unanswered requests are not seen",
+    "exchange_sweep": "finished exchanges wait for the next request or the close",
+    "exchange_ignore": "connections that are not HTTP go on costing what a capture costs",
+    "process_fork": "children of a selected process are not followed",
+    "process_exec": "processes that live less than a tick have no name",
+    "process_exit": "a process id that is used again stays selected",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    name: str
+    ok: bool
+    detail: str
+    """What was found."""
+    advice: str = ""
+    """What is lost without it, and what to do; empty when there is nothing to do."""
+    needed: bool = True
+    """False: the agent runs without it."""
+
+
+def require() -> None:
+    """Make sure that BPF programs can be loaded at all, with a message that says what is missing.
+
+    Raises:
+        NotSupported: A privilege or the kernel's type information is missing.
+    """
+    for feature in (_privileges(), _btf()):
+        if not feature.ok:
+            raise NotSupported(f"{feature.name}: {feature.detail}; {feature.advice}")
+
+
+def check() -> list[Feature]:
+    """Try everything the agent would use: load each program, attach it, detach it at once.
+
+    Nothing is selected while it tries, so nothing is observed.
+    """
+    found = [
+        Feature("kernel", ok=True, detail=f"Linux {platform.release()} {platform.machine()}"),
+        Feature("libbpf", ok=True, detail=libbpf_version()),
+        _privileges(),
+        _btf(),
+        _ptrace(),
+    ]
+    if all(feature.ok for feature in found if feature.needed):
+        for path in sorted(OBJECTS.glob("*.bpf.o")):
+            found += _programs(path.name.removesuffix(".bpf.o"))
+    return found
+
+
+def _capabilities() -> int:
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
+
+
+def _privileges() -> Feature:
+    have = _capabilities()
+    if have >> CAP_SYS_ADMIN & 1:
+        return Feature("privileges", ok=True, detail="CAP_SYS_ADMIN")
+    missing = [name for name, bit in (("CAP_BPF", CAP_BPF), ("CAP_PERFMON", CAP_PERFMON)) if not have >> bit & 1]
+    if missing:
+        return Feature(
+            "privileges",
+            ok=False,
+            detail=f"{' and '.join(missing)} missing",
+            advice="run as root (sudo), or give the service AmbientCapabilities=CAP_BPF CAP_PERFMON CAP_SYS_PTRACE",
+        )
+    return Feature("privileges", ok=True, detail="CAP_BPF, CAP_PERFMON")
+
+
+def _btf() -> Feature:
+    if BTF.exists():
+        return Feature("BTF", ok=True, detail=str(BTF))
+    return Feature(
+        "BTF", ok=False, detail=f"{BTF} is missing", advice="use a kernel built with CONFIG_DEBUG_INFO_BTF=y"
+    )
+
+
+def _ptrace() -> Feature:
+    if _capabilities() >> CAP_SYS_PTRACE & 1:
+        return Feature("CAP_SYS_PTRACE", ok=True, detail="other users' /proc/PID can be read", needed=False)
+    return Feature(
+        "CAP_SYS_PTRACE",
+        ok=False,
+        detail="missing",
+        advice="service names of other users' processes come from their command names only",
+        needed=False,
+    )
+
+
+def _programs(stem: str) -> Iterator[Feature]:
+    with Object(stem) as probe:
+        names = probe.programs()
+    for name in names:
+        try:
+            with Object(stem) as obj:
+                obj.only([name])
+                obj.load()
+                if name not in {"exchange_sweep", "exchange_ignore"}:
+                    obj.attach(name)
+        except LoadError as e:
+            yield Feature(f"{stem}: {name}", ok=False, detail=str(e), advice=LOST_WITHOUT.get(name, ""))
+        else:
+            yield Feature(f"{stem}: {name}", ok=True, detail="loads and attaches")

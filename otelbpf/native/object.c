@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+/* libbpf, as far as we need it: objects, constants, programs, rings, maps. */
+#include <errno.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>
+
+#include "shim.h"
+
+enum { MAX_LINKS = 128, LOG_SIZE = 1 << 16, RECORD_HEADER = 8 };
+
+static char log_text[LOG_SIZE];
+static size_t log_len;
+
+/* Keep the end: what the verifier says last is why it refused. */
+static int keep_log(enum libbpf_print_level level, const char *format, va_list args)
+{
+	int n;
+
+	if (level == LIBBPF_DEBUG)
+		return 0;
+	if (log_len > LOG_SIZE / 2) {
+		memmove(log_text, log_text + log_len - LOG_SIZE / 4, LOG_SIZE / 4);
+		log_len = LOG_SIZE / 4;
+	}
+	n = vsnprintf(log_text + log_len, LOG_SIZE - log_len, format, args);
+	if (n < 0)
+		return 0;
+	if ((size_t)n >= LOG_SIZE - log_len)
+		n = (int)(LOG_SIZE - log_len - 1);
+	log_len += (size_t)n;
+	log_text[log_len] = 0;
+	return n;
+}
+
+void otb_init(void)
+{
+	libbpf_set_strict_mode(LIBBPF_STRICT_ALL);
+	libbpf_set_print(keep_log);
+}
+
+const char *otb_log(void)
+{
+	return log_text;
+}
+
+void otb_log_clear(void)
+{
+	log_len = 0;
+	log_text[0] = 0;
+}
+
+uint32_t otb_libbpf_version(void)
+{
+	return libbpf_major_version() << 16 | libbpf_minor_version();
+}
+
+struct otb_object {
+	struct bpf_object *bpf;
+	struct bpf_link *links[MAX_LINKS];
+	int n_links;
+};
+
+otb_object *otb_open(const char *path)
+{
+	otb_object *obj = calloc(1, sizeof(*obj));
+
+	if (!obj)
+		return NULL;
+	obj->bpf = bpf_object__open_file(path, NULL);
+	if (!obj->bpf) {
+		int err = errno;
+
+		free(obj);
+		errno = err;
+		return NULL;
+	}
+	return obj;
+}
+
+const void *otb_btf(otb_object *obj, uint32_t *len)
+{
+	return btf__raw_data(bpf_object__btf(obj->bpf), len);
+}
+
+int otb_programs(otb_object *obj, const char **names, int max)
+{
+	struct bpf_program *prog;
+	int n = 0;
+
+	bpf_object__for_each_program(prog, obj->bpf) {
+		if (n < max)
+			names[n] = bpf_program__name(prog);
+		n++;
+	}
+	return n;
+}
+
+/* Where a global variable lives: its map and its place in the value. */
+static struct bpf_map *find_variable(otb_object *obj, const char *name, const char *section, uint32_t *offset,
+				     uint32_t *size)
+{
+	const struct btf *btf = bpf_object__btf(obj->bpf);
+	int id = btf__find_by_name_kind(btf, section, BTF_KIND_DATASEC);
+	const struct btf_type *datasec;
+	const struct btf_var_secinfo *var;
+	struct bpf_map *map;
+
+	if (id < 0)
+		return NULL;
+	datasec = btf__type_by_id(btf, (uint32_t)id);
+	var = btf_var_secinfos(datasec);
+	for (int i = 0; i < btf_vlen(datasec); i++) {
+		const struct btf_type *type = btf__type_by_id(btf, var[i].type);
+
+		if (strcmp(btf__name_by_offset(btf, type->name_off), name))
+			continue;
+		*offset = var[i].offset;
+		*size = var[i].size;
+		bpf_object__for_each_map(map, obj->bpf) {
+			/* Called "exchange.rodata": libbpf puts the object's name in front. */
+			const char *dot = strchr(bpf_map__name(map), '.');
+
+			if (dot && !strcmp(dot, section))
+				return map;
+		}
+	}
+	return NULL;
+}
+
+int otb_set_const(otb_object *obj, const char *name, uint64_t value)
+{
+	uint32_t offset, size;
+	size_t whole;
+	struct bpf_map *map = find_variable(obj, name, ".rodata", &offset, &size);
+	char *data;
+
+	if (!map)
+		return -ENOENT;
+	data = (char *)bpf_map__initial_value(map, &whole);
+	if (!data || size > sizeof(value) || offset + size > whole)
+		return -EINVAL;
+	memcpy(data + offset, &value, size); /* little-endian, as BPF is here */
+	return 0;
+}
+
+int otb_set_max_entries(otb_object *obj, const char *name, uint32_t n)
+{
+	struct bpf_map *map = bpf_object__find_map_by_name(obj->bpf, name);
+
+	return map ? bpf_map__set_max_entries(map, n) : -ENOENT;
+}
+
+int otb_share_map(otb_object *obj, const char *name, int fd)
+{
+	struct bpf_map *map = bpf_object__find_map_by_name(obj->bpf, name);
+
+	return map ? bpf_map__reuse_fd(map, fd) : -ENOENT;
+}
+
+int otb_autoload(otb_object *obj, const char *program, int load)
+{
+	struct bpf_program *prog = bpf_object__find_program_by_name(obj->bpf, program);
+
+	return prog ? bpf_program__set_autoload(prog, load) : -ENOENT;
+}
+
+int otb_load(otb_object *obj)
+{
+	return bpf_object__load(obj->bpf);
+}
+
+int otb_attach(otb_object *obj, const char *program)
+{
+	struct bpf_program *prog = bpf_object__find_program_by_name(obj->bpf, program);
+	struct bpf_link *link;
+
+	if (!prog)
+		return -ENOENT;
+	if (obj->n_links == MAX_LINKS)
+		return -E2BIG;
+	link = bpf_program__attach(prog);
+	if (!link)
+		return -errno;
+	obj->links[obj->n_links++] = link;
+	return 0;
+}
+
+int otb_map_fd(otb_object *obj, const char *map)
+{
+	return bpf_object__find_map_fd_by_name(obj->bpf, map);
+}
+
+int otb_global(otb_object *obj, const char *name, uint64_t *value)
+{
+	uint32_t offset, size, zero = 0;
+	struct bpf_map *map = find_variable(obj, name, ".bss", &offset, &size);
+	char *whole;
+	int err;
+
+	if (!map || size != sizeof(*value))
+		return -ENOENT;
+	whole = malloc(bpf_map__value_size(map));
+	if (!whole)
+		return -ENOMEM;
+	err = bpf_map_lookup_elem(bpf_map__fd(map), &zero, whole);
+	if (!err)
+		memcpy(value, whole + offset, sizeof(*value));
+	free(whole);
+	return err;
+}
+
+int otb_run(otb_object *obj, const char *program, void *context, uint32_t size)
+{
+	struct bpf_program *prog = bpf_object__find_program_by_name(obj->bpf, program);
+	LIBBPF_OPTS(bpf_test_run_opts, opts, .ctx_in = context, .ctx_size_in = size);
+
+	return prog ? bpf_prog_test_run_opts(bpf_program__fd(prog), &opts) : -ENOENT;
+}
+
+void otb_close(otb_object *obj)
+{
+	for (int i = 0; i < obj->n_links; i++)
+		bpf_link__destroy(obj->links[i]);
+	bpf_object__close(obj->bpf);
+	free(obj);
+}
+
+int otb_map_set(int fd, const void *key, const void *value)
+{
+	return bpf_map_update_elem(fd, key, value, BPF_ANY);
+}
+
+int otb_map_delete(int fd, const void *key)
+{
+	return bpf_map_delete_elem(fd, key);
+}
+
+struct otb_ring {
+	struct ring_buffer *rb;
+	uint32_t len, capacity, largest;
+	int full;
+	uint8_t buf[];
+};
+
+/*
+ * libbpf has already moved the consumer past a record when it calls us, even if
+ * we then return an error (ringbuf_process_ring() in libbpf's src/ringbuf.c).
+ * So: store first, and stop afterwards, while the largest record still fits.
+ */
+static int store(void *ctx, void *data, size_t size)
+{
+	struct otb_ring *ring = ctx;
+	uint32_t header[2] = { (uint32_t)size, 0 };
+
+	memcpy(ring->buf + ring->len, header, RECORD_HEADER);
+	memcpy(ring->buf + ring->len + RECORD_HEADER, data, size);
+	ring->len += RECORD_HEADER + (((uint32_t)size + 7) & ~7u);
+	ring->full = ring->capacity - ring->len < ring->largest;
+	return ring->full ? -EAGAIN : 0;
+}
+
+otb_ring *otb_ring_new(int map_fd, uint32_t capacity, uint32_t largest)
+{
+	otb_ring *ring = malloc(sizeof(*ring) + capacity);
+
+	if (!ring)
+		return NULL;
+	ring->capacity = capacity;
+	ring->largest = RECORD_HEADER + ((largest + 7) & ~7u);
+	ring->len = 0;
+	ring->full = 0;
+	ring->rb = ring_buffer__new(map_fd, store, ring, NULL);
+	if (!ring->rb) {
+		int err = errno;
+
+		free(ring);
+		errno = err;
+		return NULL;
+	}
+	return ring;
+}
+
+int otb_ring_fd(otb_ring *ring)
+{
+	return ring_buffer__epoll_fd(ring->rb);
+}
+
+const uint8_t *otb_ring_drain(otb_ring *ring, uint32_t *len, int *more)
+{
+	ring->len = 0;
+	ring->full = 0;
+	ring_buffer__consume(ring->rb); /* -EAGAIN says what *more* says */
+	*len = ring->len;
+	*more = ring->full;
+	return ring->buf;
+}
+
+void otb_ring_free(otb_ring *ring)
+{
+	ring_buffer__free(ring->rb);
+	free(ring);
+}

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One BPF object and its rings, as context managers. The only module that touches libbpf."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from otelbpf.errors import LoadError
+from otelbpf.native._shim import ffi, lib
+from otelbpf.native.layout import DType, check
+
+OBJECTS = Path(__file__).parents[1] / "_bpf"
+"""Built by ./dev build, shipped in the wheel."""
+FRAME = 8  # bytes in front of each drained record, see shim.h
+DRAIN_BYTES = 2 << 20
+
+lib.otb_init()
+
+
+def libbpf_version() -> str:
+    version = lib.otb_libbpf_version()
+    return f"{version >> 16}.{version & 0xFFFF}"
+
+
+class Object:
+    """A BPF object: opened here, loaded by `load`, everything attached and loaded goes with `close`.
+
+    Raises:
+        LoadError: The file is missing, or is not a BPF object.
+    """
+
+    def __init__(self, stem: str) -> None:
+        self.path = OBJECTS / f"{stem}.bpf.o"
+        self.name = self.path.name
+        lib.otb_log_clear()
+        self._ptr = lib.otb_open(str(self.path).encode())
+        if self._ptr == ffi.NULL:
+            raise LoadError(self.name, f"cannot be opened: {os.strerror(ffi.errno)}; run ./dev build", _log())
+
+    def set_constants(self, constants: Mapping[str, int]) -> None:
+        """Set ``const volatile`` variables, before `load`."""
+        for name, value in constants.items():
+            self._done(lib.otb_set_const(self._ptr, name.encode(), value), f"setting constant {name}")
+
+    def set_max_entries(self, map_name: str, entries: int) -> None:
+        """Resize a map, before `load`. A ring's size in bytes must be a power of two."""
+        self._done(lib.otb_set_max_entries(self._ptr, map_name.encode(), entries), f"sizing map {map_name}")
+
+    def share_map(self, map_name: str, owner: Object) -> None:
+        """Use *owner*'s map of this name instead of an own one, before `load`."""
+        self._done(lib.otb_share_map(self._ptr, map_name.encode(), owner.map_fd(map_name)), f"sharing map {map_name}")
+
+    def programs(self) -> list[str]:
+        names = ffi.new("const char *[64]")
+        count = lib.otb_programs(self._ptr, names, 64)
+        return [ffi.string(names[i]).decode() for i in range(count)]
+
+    def only(self, programs: Iterable[str]) -> None:
+        """Load just these programs."""
+        wanted = set(programs)
+        for name in self.programs():
+            self._done(lib.otb_autoload(self._ptr, name.encode(), name in wanted), f"selecting {name}")
+
+    def layout(self, struct: str) -> DType:
+        size = ffi.new("uint32_t *")
+        raw = lib.otb_btf(self._ptr, size)
+        return check(struct, bytes(ffi.buffer(raw, size[0])))
+
+    def load(self) -> None:
+        """Create the maps and have the verifier look at the programs.
+
+        Raises:
+            LoadError: The kernel refused; the message ends with its last telling line.
+        """
+        self._done(lib.otb_load(self._ptr), "cannot be loaded")
+
+    def attach(self, program: str) -> None:
+        """Attach one program at the hook that its section names.
+
+        Raises:
+            LoadError: The kernel has no such hook, or refuses it.
+        """
+        self._done(lib.otb_attach(self._ptr, program.encode()), f"cannot attach {program}")
+
+    def map_fd(self, map_name: str) -> int:
+        return int(self._done(lib.otb_map_fd(self._ptr, map_name.encode()), f"finding map {map_name}"))
+
+    def counter(self, name: str) -> int:
+        """Read a ``__u64`` of the object's .bss."""
+        value = ffi.new("uint64_t *")
+        self._done(lib.otb_global(self._ptr, name.encode(), value), f"reading {name}")
+        return int(value[0])
+
+    def run(self, program: str, context: Any) -> None:
+        """Run a ``SEC("syscall")`` program on *context*, a cffi struct."""
+        size = ffi.sizeof(context[0])
+        self._done(lib.otb_run(self._ptr, program.encode(), context, size), f"running {program}")
+
+    def _done(self, result: int, what: str) -> int:
+        if result >= 0:
+            return result
+        advice = {
+            errno.EPERM: "; it needs root, or CAP_BPF and CAP_PERFMON",
+            errno.ENOMEM: "; the kernel has no memory for its maps: make probes.exchange.ring_bytes"
+            " or probes.exchange.max_connections smaller",
+            errno.E2BIG: "; one of its maps is larger than the kernel allows",
+        }.get(-result, "")
+        raise LoadError(self.name, f"{what}: {os.strerror(-result)}{advice}", _log())
+
+    def close(self) -> None:
+        if self._ptr != ffi.NULL:
+            lib.otb_close(self._ptr)
+            self._ptr = ffi.NULL
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+
+def map_set(fd: int, key: bytes, value: bytes) -> None:
+    """Write one map entry; *key* and *value* have the map's sizes."""
+    if (result := lib.otb_map_set(fd, key, value)) < 0:
+        raise LoadError("map", f"cannot be written: {os.strerror(-result)}")
+
+
+class Ring:
+    """A ring's records, in the order in which the kernel committed them."""
+
+    def __init__(self, obj: Object, name: str, largest: int, capacity: int = DRAIN_BYTES) -> None:
+        self._ptr = lib.otb_ring_new(obj.map_fd(name), capacity, largest)
+        if self._ptr == ffi.NULL:
+            raise LoadError(obj.name, f"ring {name} cannot be mapped: {os.strerror(ffi.errno)}")
+        self._size = ffi.new("uint32_t *")
+        self._more = ffi.new("int *")
+
+    def fileno(self) -> int:
+        """Readable when the kernel woke us: the ring is more than half full."""
+        return int(lib.otb_ring_fd(self._ptr))
+
+    def drain(self) -> tuple[Any, int, bool]:
+        """Return framed records: (cffi pointer valid until the next call, bytes, whether more are waiting)."""
+        start = lib.otb_ring_drain(self._ptr, self._size, self._more)
+        return start, self._size[0], bool(self._more[0])
+
+    def events(self, layout: DType) -> NDArray[Any]:
+        """Everything committed since the last call, for a ring whose records are all one struct. A copy."""
+        framed = np.dtype({"names": ["event"], "formats": [layout], "offsets": [FRAME], "itemsize": FRAME + -(-layout.itemsize // 8) * 8})
+        parts, more = [], True
+        while more:
+            start, size, more = self.drain()
+            parts.append(np.frombuffer(bytes(ffi.buffer(start, size)), framed)["event"])
+        return np.concatenate(parts)
+
+    def close(self) -> None:
+        if self._ptr != ffi.NULL:
+            lib.otb_ring_free(self._ptr)
+            self._ptr = ffi.NULL
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+
+def _log() -> str:
+    return str(ffi.string(lib.otb_log()).decode(errors="replace"))
