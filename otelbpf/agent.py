@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hallway: every event walks kernel → ring → columns → map → encode → outputs here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from selectors import EVENT_READ, DefaultSelector
+
+from otelbpf import telemetry
+from otelbpf.command import Command
+from otelbpf.config import Config
+from otelbpf.errors import ConfigError
+from otelbpf.identity import agent_resource
+from otelbpf.kernel import Host
+from otelbpf.native import features
+from otelbpf.otlp.encode import SpanEncoder
+from otelbpf.otlp.metrics import encode_metrics
+from otelbpf.otlp.output import OtlpOutput, Output
+from otelbpf.probe import Running
+from otelbpf.probes import PROBES
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 5.0
+"""After SIGTERM everything seen before it is delivered within this time, or counted as dropped."""
+COMMAND_GRACE_S = 3.0
+"""How long a traced command may take to end after the SIGTERM that we pass on."""
+
+
+def run(config: Config, argv: Sequence[str] | None) -> int:
+    """Trace what *config* selects, and *argv*, a command to start, until a signal or the command's end.
+
+    Returns:
+        The command's exit status when it ended by itself, else 0.
+
+    Raises:
+        OtelBpfError: Nothing could be traced; nothing stays attached.
+    """
+    features.require()
+    with ExitStack() as stack:
+        # Before any thread exists: a forked child has only one.
+        command = stack.enter_context(closing(Command(argv))) if argv else None
+        signals = stack.enter_context(_signals())
+        host = stack.enter_context(Host(config.select.ports, config.metrics.max_series))
+        outputs = [_output(where, config) for where in config.outputs]
+        pids = [*config.select.pids, *([command.pid] if command else [])]
+        for pid in pids:
+            host.select(pid)
+        running = {
+            probe.name: stack.enter_context(closing(probe.open(config.probes[probe.name], host))) for probe in PROBES
+        }
+        agent = Agent(config, host, running, outputs)
+        print(f"otelbpf: tracing {_what(config, argv)}; to {', '.join(config.outputs)}", file=sys.stderr, flush=True)
+        if command:
+            command.start()
+        status = agent.loop(signals, command)
+        agent.finish()
+        return status
+
+
+class Agent:
+    """Drains, encodes, exports; owns no kernel resource."""
+
+    def __init__(
+        self, config: Config, host: Host, running: Mapping[str, Running], outputs: Sequence[Output]
+    ) -> None:
+        self.config, self.host, self.running, self.outputs = config, host, running, outputs
+        self.encoder = SpanEncoder(config.export.max_request_bytes)
+        self.resource = agent_resource()
+        self.start_ns = time.time_ns()
+
+    def loop(self, signals: socket.socket, command: Command | None) -> int:
+        """Tick until a signal came or the command ended; return the exit status."""
+        stopping_s: float | None = None
+        next_metrics_s = time.monotonic() + self.config.metrics.interval_s
+        with DefaultSelector() as waiting:
+            waiting.register(signals, EVENT_READ)
+            for probe in self.running.values():
+                for ring in probe.rings:
+                    waiting.register(ring, EVENT_READ)  # over half full: an early tick
+            if command:
+                waiting.register(command.fd, EVENT_READ)
+            next_tick_s = time.monotonic() + self.config.tick_s
+            while True:
+                ready = waiting.select(max(0.0, next_tick_s - time.monotonic()))
+                self.tick()
+                now_s = time.monotonic()
+                next_tick_s = now_s + self.config.tick_s
+                if now_s >= next_metrics_s:
+                    next_metrics_s = now_s + self.config.metrics.interval_s
+                    self.export_metrics()
+                if command and command.poll() is not None:
+                    return 0 if stopping_s else command.status or 0
+                if any(key.fileobj is signals for key, _ in ready):
+                    number = signals.recv(64)[-1]
+                    if command is None:
+                        return 0
+                    stopping_s = stopping_s or now_s + COMMAND_GRACE_S
+                    command.signal(number)
+                if stopping_s and now_s >= stopping_s:
+                    log.warning("command %r (pid %d) still runs after %s; leaving it", *_named(command), "SIGTERM")
+                    return 0
+
+    def tick(self, *, last: bool = False) -> None:
+        self.host.tick()
+        for probe in self.running.values():
+            for batch in probe.tick(last=last):
+                for request, spans in self.encoder.encode(batch):
+                    for output in self.outputs:
+                        output.traces(request, spans)
+
+    def export_metrics(self) -> None:
+        now_ns = time.time_ns()
+        points = [each for probe in self.running.values() for each in probe.points(now_ns)]
+        tallies = {name: probe.tally() for name, probe in self.running.items()}
+        export = next((output.counters for output in self.outputs if isinstance(output, OtlpOutput)), None)
+        own = telemetry.points(self.resource, tallies, export, self.start_ns, now_ns)
+        for request, count in encode_metrics([*points, *own], self.config.export.max_request_bytes):
+            for output in self.outputs:
+                output.metrics(request, count)
+
+    def finish(self) -> None:
+        """Deliver everything seen so far, then say what became of it."""
+        deadline_s = time.monotonic() + DRAIN_S
+        self.tick(last=True)
+        self.export_metrics()
+        for output in self.outputs:
+            output.close(max(0.0, deadline_s - time.monotonic()))
+        print(f"otelbpf: {self._summary()}", file=sys.stderr, flush=True)
+
+    def _summary(self) -> str:
+        said = []
+        for name, probe in self.running.items():
+            tally = probe.tally()
+            losses = {"malformed": tally.malformed} | {f"lost ({reason})": n for reason, n in tally.lost.items()}
+            losses |= {f"not covered ({kind})": n for kind, n in tally.uncovered.items()}
+            counts = [f"{tally.seen} events seen", *(f"{n} {what}" for what, n in losses.items() if n)]
+            said.append(f"{name}: {', '.join(counts)}")
+        for output in self.outputs:
+            if isinstance(output, OtlpOutput):
+                counters, dropped = output.counters, output.counters.dropped_spans
+                said.append(
+                    f"{counters.exported_spans} spans exported, {counters.rejected_spans} rejected,"
+                    f" {dropped.queue_full + dropped.permanent + dropped.shutdown} dropped"
+                )
+        return "; ".join(["stopped", *said])
+
+
+@contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """SIGTERM and SIGINT as bytes that can be read from a socket."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    wakeup = signal.set_wakeup_fd(writer.fileno())
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield reader
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        reader.close()
+        writer.close()
+
+
+def _output(where: str, config: Config) -> Output:
+    kind, _, argument = where.partition(":")
+    if kind == "otlp":
+        return OtlpOutput(config.export.traces, config.export.metrics, config.export.queue_bytes)
+    if kind == "console":
+        from otelbpf.otlp.console import ConsoleOutput  # noqa: PLC0415 - rich costs 100 ms that others need not pay
+
+        return ConsoleOutput()
+    if kind == "file":
+        from otelbpf.otlp.jsonl import FileOutput  # noqa: PLC0415
+
+        return FileOutput(argument)
+    raise ConfigError(f"outputs: {where!r}: unknown; there are otlp, console, file:PATH")
+
+
+def _what(config: Config, argv: Sequence[str] | None) -> str:
+    selected = [f"pid {pid}" for pid in config.select.pids] + [f"port {port}" for port in config.select.ports]
+    return ", ".join([*selected, *([f"command {os.path.basename(argv[0])!r}"] if argv else [])])  # noqa: PTH119
+
+
+def _named(command: Command | None) -> tuple[str, int]:
+    return (command.argv[0], command.pid) if command else ("", 0)

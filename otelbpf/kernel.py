@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every probe stands on: the selection, the process events, the clock."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from otelbpf.errors import TargetError
+from otelbpf.identity import Processes
+from otelbpf.model import Resource
+from otelbpf.native._shim import lib
+from otelbpf.native.object import Object, Ring, map_set
+
+HOOKS = ("process_fork", "process_exec", "process_exit")
+RULE = (1).to_bytes(4, "little")
+
+
+class Host:
+    """The Context of probes on a live machine. Opened first and closed last.
+
+    Args:
+        ports: Selected local ports; they are compiled in as a yes or no, so they are given here.
+
+    Raises:
+        LoadError: The kernel refused process.bpf.c.
+    """
+
+    def __init__(self, ports: Sequence[int], max_series: int) -> None:
+        self.max_series = max_series
+        self.constants: Mapping[str, int] = {"agent_pid": os.getpid(), "ports_selected": bool(ports)}
+        self.processes = Processes()
+        self._offset = _clock_offset()
+        self.kernel = Object("process")
+        try:
+            self._process_layout = self.kernel.layout("process_event")
+            self._exec_layout = self.kernel.layout("exec_event")
+            self.kernel.set_constants({"agent_pid": os.getpid()})
+            self.kernel.load()
+            self._process_ring = Ring(self.kernel, "process_events", self._process_layout.itemsize)
+            self._exec_ring = Ring(self.kernel, "exec_events", self._exec_layout.itemsize)
+            for hook in HOOKS:
+                self.kernel.attach(hook)
+            for port in ports:
+                map_set(self.kernel.map_fd("ports"), port.to_bytes(2, "little"), RULE)
+        except BaseException:
+            self.kernel.close()
+            raise
+
+    def select(self, pid: int) -> None:
+        """Observe a process and the children that it has and will have.
+
+        Raises:
+            TargetError: There is no such process.
+        """
+        for each in _family(pid):
+            map_set(self.kernel.map_fd("targets"), each.to_bytes(4, "little"), RULE)
+        # A child forked while we looked is found now; those to come are the kernel's to follow.
+        for each in _family(pid):
+            map_set(self.kernel.map_fd("targets"), each.to_bytes(4, "little"), RULE)
+            self.processes.resource(each, 0)
+
+    def unix_ns(self, kernel_ns: NDArray[Any]) -> NDArray[Any]:
+        return kernel_ns + np.uint64(self._offset)
+
+    def now_ns(self) -> int:
+        return time.time_ns()
+
+    def tick(self) -> None:
+        """Once per drain: follow clock steps, forget processes long gone."""
+        self._offset = _clock_offset()
+        self.processes.expire(time.monotonic())
+
+    def catch_up(self) -> None:
+        # Rare by nature: rows are objects here. Execs first: a child inherits what its parent is by then.
+        for e in self._exec_ring.events(self._exec_layout):
+            args, env = e["args"].tobytes()[: e["args_len"]], e["env"].tobytes()[: e["env_len"]]
+            self.processes.exec(int(e["pid"]), int(e["start_ns"]), e["comm"], e["filename"], args, env)
+        for e in self._process_ring.events(self._process_layout):
+            if e["kind"] == lib.PROCESS_FORK:
+                self.processes.fork(int(e["pid"]), int(e["start_ns"]), int(e["parent_pid"]))
+            else:
+                self.processes.exit(int(e["pid"]))
+
+    def resource(self, pid: int, start_ns: int) -> Resource:
+        return self.processes.resource(pid, start_ns)
+
+    def outside_contexts(self, pid: int, start_ns: int) -> frozenset[bytes]:
+        return self.processes.outside_contexts(pid, start_ns)
+
+    def living(self) -> Set[Resource]:
+        return self.processes.living()
+
+    def lost(self) -> int:
+        """Process events that found no room."""
+        return self.kernel.counter("process_events_lost") + self.kernel.counter("exec_events_lost")
+
+    def close(self) -> None:
+        self._process_ring.close()
+        self._exec_ring.close()
+        self.kernel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+
+def _clock_offset() -> int:
+    """Unix time minus CLOCK_MONOTONIC, in nanoseconds: of three tries, the one least disturbed."""
+
+    def once() -> tuple[int, int]:
+        before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        unix = time.time_ns()
+        after = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        return after - before, unix - (before + after) // 2
+
+    return min(once() for _ in range(3))[1]
+
+
+def _family(pid: int) -> Iterator[int]:
+    """*pid* and its descendants."""
+    try:
+        tasks = sorted(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        raise TargetError(f"--pid {pid}: there is no such process; see the PID column of ps -e") from None
+    yield pid
+    for task in tasks:
+        try:
+            children = (task / "children").read_text().split()
+        except OSError:
+            continue  # a thread that just ended
+        for child in children:
+            try:
+                yield from _family(int(child))
+            except TargetError:
+                continue  # a child that just ended

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What probes produce and exporters send: columns. Imports nothing of ours.
+
+A span is a row. What many rows share (name, kind, attributes, resource) is a
+`SpanShape`, built once per distinct combination; what differs by row (ids,
+times, a few numbers) are columns. Shapes, series and resources compare by
+identity: whoever builds them builds each distinct one once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from numpy.typing import NDArray
+
+Value = str | bool | int | float | Sequence[str]
+Attributes = Mapping[str, Value]
+
+
+class Kind(IntEnum):
+    """OTLP span kinds; the values are the wire's."""
+
+    INTERNAL = 1
+    SERVER = 2
+    CLIENT = 3
+
+
+class Status(IntEnum):
+    """OTLP status codes; the values are the wire's."""
+
+    UNSET = 0
+    OK = 1
+    ERROR = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Resource:
+    """Who produced the telemetry: one observed process, or the agent itself."""
+
+    attributes: Attributes
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """One InstrumentationScope per probe."""
+
+    name: str
+    version: str
+    schema_url: str = "https://opentelemetry.io/schemas/1.44.0"
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class SpanShape:
+    """Everything that all spans of one shape have in common."""
+
+    resource: Resource
+    name: str
+    kind: Kind
+    attributes: Attributes
+    status: Status = Status.UNSET
+    has_parent: bool = False
+    """False: the parent_id column is ignored and no parent is written."""
+    trace_state: str = ""
+    columns: tuple[str, ...] = ()
+    """Names of the batch's columns that these spans carry as attributes."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpanBatch:
+    """n finished operations of one scope. Times are Unix nanoseconds.
+
+    Attributes that differ by row: an integer column becomes an int_value (it
+    must be >= 0), a float column a double_value.
+    """
+
+    scope: Scope
+    shapes: Sequence[SpanShape]
+    shape: NDArray[Any]  # (n,) uint32, index into shapes
+    trace_id: NDArray[Any]  # (n,) V16, wire order
+    span_id: NDArray[Any]  # (n,) V8, wire order
+    parent_id: NDArray[Any]  # (n,) V8, wire order
+    flags: NDArray[Any]  # (n,) uint32, OTLP Span.flags
+    start_ns: NDArray[Any]  # (n,) uint64
+    end_ns: NDArray[Any]  # (n,) uint64
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.shape)
+
+
+class Temporality(IntEnum):
+    DELTA = 1
+    CUMULATIVE = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HistogramPoints:
+    """One explicit-bucket histogram metric: m series of one scope.
+
+    Bucket i counts values in (bounds[i-1], bounds[i]]: OTLP includes the upper
+    bound. `min` and `max` are left out for a series whose count is 0.
+    """
+
+    scope: Scope
+    name: str
+    unit: str
+    description: str
+    bounds: Sequence[float]
+    resources: Sequence[Resource]  # m
+    attributes: Sequence[Attributes]  # m
+    start_ns: NDArray[Any]  # (m,) uint64
+    time_ns: int
+    counts: NDArray[Any]  # (m, len(bounds) + 1) uint64
+    sums: NDArray[Any]  # (m,) float64
+    mins: NDArray[Any]  # (m,) float64
+    maxs: NDArray[Any]  # (m,) float64
+    temporality: Temporality = Temporality.CUMULATIVE
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NumberPoints:
+    """One sum or gauge metric: m series of one scope."""
+
+    scope: Scope
+    name: str
+    unit: str
+    description: str
+    resources: Sequence[Resource]
+    attributes: Sequence[Attributes]
+    start_ns: NDArray[Any]  # (m,) uint64; ignored by a gauge
+    time_ns: int
+    values: NDArray[Any]  # (m,) int64 or float64
+    monotonic: bool | None = True
+    """None: a gauge. True, False: a cumulative sum that does or does not only grow."""
+
+
+Points = HistogramPoints | NumberPoints

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent and its probes ask of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from otelbpf.model import Points, Resource, SpanBatch
+from otelbpf.native.object import Object, Ring
+
+
+class Context(Protocol):
+    """What the agent gives its probes."""
+
+    kernel: Object
+    """process.bpf.c, loaded: the owner of the maps that every probe shares."""
+    constants: Mapping[str, int]
+    """Values of the constants that every probe's object declares (bpf/target.bpf.h)."""
+    max_series: int
+
+    def unix_ns(self, kernel_ns: NDArray[Any]) -> NDArray[Any]:
+        """CLOCK_MONOTONIC to Unix time, both uint64 nanoseconds."""
+        ...
+
+    def now_ns(self) -> int:
+        """Unix time."""
+        ...
+
+    def catch_up(self) -> None:
+        """Learn of all process starts so far. Between draining events and asking who made them."""
+        ...
+
+    def resource(self, pid: int, start_ns: int) -> Resource: ...
+
+    def outside_contexts(self, pid: int, start_ns: int) -> frozenset[bytes]:
+        """Span ids that the process was started with, by its command line or environment."""
+        ...
+
+    def living(self) -> Set[Resource]:
+        """Resources of processes that may still have something to tell; the others' series can go."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """A probe's events, counted since it was opened.
+
+    What the kernel saw = `lost` + `malformed` + `uncovered` + what was handled.
+    """
+
+    seen: int
+    handled: int
+    lost: Mapping[str, int] = field(default_factory=dict)
+    """By reason: no room in the kernel."""
+    malformed: int = 0
+    uncovered: Mapping[str, int] = field(default_factory=dict)
+    """By kind: read, and not something we report."""
+
+
+class Running(Protocol):
+    """An opened probe: attached, and drained by the agent on every tick."""
+
+    rings: Sequence[Ring]
+    """Those whose filling up must wake the agent early."""
+
+    def tick(self, *, last: bool) -> Iterator[SpanBatch]:
+        """Everything finished since the last tick; on the *last* one, everything there is."""
+        ...
+
+    def points(self, time_ns: int) -> Sequence[Points]: ...
+
+    def tally(self) -> Tally: ...
+
+    def close(self) -> None: ...
+
+
+class Probe(Protocol):
+    name: str
+    """The stem of its files, its key in the configuration."""
+    config: type
+    """A frozen dataclass: its keys, defaults and docs."""
+
+    def open(self, config: Any, context: Context) -> Running:
+        """Load and attach.
+
+        Raises:
+            LoadError: The kernel refused.
+        """
+        ...

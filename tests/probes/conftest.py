@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run one probe for real, on a process that the test starts.
+
+The traced side lives in a child: the agent never traces itself, and the agent
+is this very process.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from otelbpf.kernel import Host
+from otelbpf.otlp.encode import SpanEncoder
+from otelbpf.probes.exchange import Exchange, ExchangeConfig
+from tests.probes.otlp import spans_of
+
+
+class App:
+    """A child that runs *code* once it is selected; talks through its standard streams."""
+
+    def __init__(self, code):
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-c", "import sys\nsys.stdin.readline()\n" + code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        self.pid = self.process.pid
+
+    def go(self, line=""):
+        self.process.stdin.write(line + "\n")
+
+    def line(self):
+        return self.process.stdout.readline().strip()
+
+    def wait(self):
+        assert self.process.wait(10) == 0
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+class Tracing:
+    """What the probe made so far: decoded spans, as the Collector would get them."""
+
+    def __init__(self, host, exchange):
+        self.host, self.exchange = host, exchange
+        self.encoder = SpanEncoder()
+        self.spans = []
+
+    def tick(self, *, last=False):
+        self.host.tick()
+        for batch in self.exchange.tick(last=last):
+            for request, _ in self.encoder.encode(batch):
+                self.spans += spans_of(request)
+
+    def until(self, n, seconds=5.0):
+        """Tick until there are *n* spans, then a little longer: there must not be more."""
+        deadline = time.monotonic() + seconds
+        while len(self.spans) < n and time.monotonic() < deadline:
+            self.tick()
+            time.sleep(0.02)
+        self.tick()
+        assert len(self.spans) == n, self.spans
+        return self.spans
+
+    def settle(self, seconds=0.3):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.tick()
+            time.sleep(0.02)
+        return self.spans
+
+    def finish(self):
+        self.tick(last=True)
+        return self.spans
+
+    @property
+    def tally(self):
+        return self.exchange.tally()
+
+
+@pytest.fixture
+def app():
+    """app(code): start a child that waits for its first go()."""
+    started = []
+
+    def start(code):
+        started.append(App(code))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+@pytest.fixture
+def trace():
+    """trace(app, ...): select these children; yields a Tracing. Checks that every event is accounted for."""
+
+    @contextmanager
+    def tracing(*apps, ports=(), **config):
+        with Host(ports, 2000) as host:
+            for each in apps:
+                host.select(each.pid)
+            exchange = Exchange(ExchangeConfig(**config), host)
+            try:
+                seen = Tracing(host, exchange)
+                yield seen
+                seen.finish()
+                tally = seen.tally
+                accounted = tally.handled + tally.malformed + sum(tally.lost.values()) + sum(tally.uncovered.values())
+                assert tally.seen == accounted, tally
+            finally:
+                exchange.close()
+
+    return tracing
