@@ -18,7 +18,7 @@ KERNEL_TYPES = "".join(f"typedef uint{n}_t __u{n};\n" for n in (8, 16, 32, 64))
 
 
 def pkg_config(flag: str) -> list[str]:
-    return shlex.split(subprocess.check_output(["pkg-config", flag, "libbpf >= 1.1"], text=True))  # noqa: S603, S607
+    return shlex.split(subprocess.check_output(["pkg-config", flag, "libbpf >= 1.1"], text=True))
 
 
 ffi = cffi.FFI()

@@ -39,7 +39,8 @@ struct user_msghdr {
 
 enum { USER_MMSGHDR_SIZE = 64 };
 
-/* System call numbers are ABI. Only these may be taken for buffers: sendfile's second argument is a descriptor. */
+/* System call numbers are ABI. Only these may be taken for buffers: sendfile's second argument is a
+ * descriptor. */
 #ifdef __TARGET_ARCH_x86
 enum {
 	NR_read = 0,

@@ -38,7 +38,7 @@ enum direction { SEND = 0, RECV = 1 };
 enum state { IDLE = 0, REQUEST = 1, RESPONSE = 2 };
 
 struct connection {
-	__u32 busy; /* lock */
+	__u32 busy;     /* lock */
 	__u32 open_tid; /* the thread whose thread_exchanges counts this exchange; 0: none */
 	__u8 state;
 	__u8 role;
@@ -46,11 +46,12 @@ struct connection {
 	__u8 torn;
 	__u8 fresh;
 	__u8 announced; /* an EXCHANGE_OPEN went out */
-	__u8 swept; /* an EXCHANGE_IDLE went out */
+	__u8 swept;     /* an EXCHANGE_IDLE went out */
 	__u8 _pad;
 	__u64 swept_bytes; /* response bytes when it did */
 	struct exchange_event event;
-	__u8 heads[EXCHANGE_HEADS_LEN]; /* the request's, then the response's; follows the event on its way out */
+	__u8 heads[EXCHANGE_HEADS_LEN]; /* the request's, then the response's; follows the event on
+					   its way out */
 };
 
 static const struct connection no_connection = {};
@@ -65,7 +66,8 @@ struct {
 } connections SEC(".maps");
 
 /* Keep the compiler from proving a bound in a way that the verifier cannot follow. */
-#define CLAMP(var, max) asm volatile("if %0 <= %[limit] goto +1; %0 = %[limit]" : "+r"(var) : [limit] "i"(max))
+#define CLAMP(var, max) \
+	asm volatile("if %0 <= %[limit] goto +1; %0 = %[limit]" : "+r"(var) : [limit] "i"(max))
 
 /*
  * Two CPUs may work on one connection: a thread that sends and one that
@@ -141,12 +143,18 @@ static __always_inline void finish(struct connection *c, __u8 reason)
 }
 
 /* Copy [from, from + n) of user memory behind the *have* bytes captured in this direction. */
-static __always_inline __u16 copy_piece(struct connection *c, __u64 at, __u64 room, __u64 from, __u64 n)
+static __always_inline __u16 copy_piece(struct connection *c, __u64 at, __u64 room, __u64 from,
+					__u64 n, bool response)
 {
 	if (n > room)
 		n = room;
-	CLAMP(n, EXCHANGE_REQUEST_LEN);
-	CLAMP(at, EXCHANGE_HEADS_LEN - EXCHANGE_REQUEST_LEN);
+	if (response) {
+		CLAMP(n, EXCHANGE_RESPONSE_LEN);
+		CLAMP(at, EXCHANGE_HEADS_LEN - EXCHANGE_RESPONSE_LEN);
+	} else {
+		CLAMP(n, EXCHANGE_REQUEST_LEN);
+		CLAMP(at, EXCHANGE_HEADS_LEN - EXCHANGE_REQUEST_LEN);
+	}
 	if (!n)
 		return 0;
 	if (bpf_probe_read_user(&c->heads[at], n, (void *)from)) {
@@ -160,7 +168,8 @@ static __always_inline __u16 copy_piece(struct connection *c, __u64 at, __u64 ro
  * Capture what fits of *n* bytes that just moved. *total* is this direction's
  * count before them; capturing goes on only while nothing was left out.
  */
-static __always_inline void capture(struct connection *c, const struct buffer *b, __u64 n, bool response)
+static __always_inline void capture(struct connection *c, const struct buffer *b, __u64 n,
+				    bool response)
 {
 	struct exchange_event *e = &c->event;
 	__u64 total = response ? e->response_bytes : e->request_bytes;
@@ -172,7 +181,7 @@ static __always_inline void capture(struct connection *c, const struct buffer *b
 	bool whole = n <= room;
 
 	if (b->kind == BUFFER_FLAT) {
-		got = copy_piece(c, at, room, b->base, n);
+		got = copy_piece(c, at, room, b->base, n, response);
 		have += got;
 		end = b->base + n;
 		last = n;
@@ -192,12 +201,13 @@ static __always_inline void capture(struct connection *c, const struct buffer *b
 			if (!piece)
 				continue;
 			if (room) {
-				got = copy_piece(c, at, room, v.base, piece);
+				got = copy_piece(c, at, room, v.base, piece, response);
 				have += got;
 				at += got;
 				room -= got;
 				if (got < piece)
-					room = 0; /* full, or a fault: what follows would not join on */
+					room = 0; /* full, or a fault: what follows would not join
+						     on */
 			}
 			end = v.base + piece;
 			last = piece;
@@ -264,7 +274,8 @@ static __always_inline void begin(struct connection *c, __u64 now, __u8 role)
 	}
 }
 
-/* The first bytes of a message on a connection older than us. Anything else is the middle of something. */
+/* The first bytes of a message on a connection older than us. Anything else is the middle of
+ * something. */
 enum message { MIDDLE = 0, SOME_REQUEST = 1, SOME_RESPONSE = 2 };
 
 static __always_inline enum message sniff(const struct buffer *b, __u64 n)
@@ -363,7 +374,8 @@ static __always_inline void read_addresses(struct connection *c, struct sock *sk
 }
 
 /* The body behind every rung's door: *n* > 0 bytes moved *way* on *sk*, by the current task. */
-static __always_inline void on_data(struct sock *sk, const struct buffer *b, __u64 n, enum direction way)
+static __always_inline void on_data(struct sock *sk, const struct buffer *b, __u64 n,
+				    enum direction way)
 {
 	__u64 cookie = bpf_get_socket_cookie(sk), now;
 	struct connection *c = bpf_map_lookup_elem(&connections, &cookie);
@@ -502,7 +514,8 @@ int BPF_PROG(exchange_state, struct sock *sk, int before, int after)
 }
 
 /* Signed: another CPU may have stamped the connection after we read the clock. */
-static __always_inline bool paused(const struct connection *c, const struct exchange_command *command)
+static __always_inline bool paused(const struct connection *c,
+				   const struct exchange_command *command)
 {
 	return (__s64)(bpf_ktime_get_ns() - c->event.end_ns) >= (__s64)command->idle_ns;
 }

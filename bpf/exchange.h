@@ -18,16 +18,17 @@ enum exchange_role {
 
 /* Why a record was sent. */
 enum exchange_reason {
-	EXCHANGE_NEXT = 1,  /* the next request began: this exchange is over */
+	EXCHANGE_NEXT = 1,   /* the next request began: this exchange is over */
 	EXCHANGE_CLOSED = 2, /* the connection ended: this exchange is over */
-	EXCHANGE_IDLE = 3,  /* the response paused; more of it may follow */
-	EXCHANGE_OPEN = 4,  /* still open: a child needs its request head now */
+	EXCHANGE_IDLE = 3,   /* the response paused; more of it may follow */
+	EXCHANGE_OPEN = 4,   /* still open: a child needs its request head now */
 };
 
 enum exchange_flags {
-	EXCHANGE_RESENT = 1, /* an IDLE record of this exchange went before; heads are not repeated */
-	EXCHANGE_FRESH = 2,  /* the connection was seen from its first byte */
-	EXCHANGE_FAULT = 4,  /* some of the captured bytes could not be read */
+	EXCHANGE_RESENT =
+		1, /* an IDLE record of this exchange went before; heads are not repeated */
+	EXCHANGE_FRESH = 2, /* the connection was seen from its first byte */
+	EXCHANGE_FAULT = 4, /* some of the captured bytes could not be read */
 };
 
 /*
@@ -37,32 +38,33 @@ enum exchange_flags {
  * the application's socket call returns.
  */
 struct exchange_event {
-	__u64 cookie;           /* the socket's */
-	__u64 start_ns;         /* first request byte */
-	__u64 request_ns;       /* last request byte */
-	__u64 first_ns;         /* first response byte; 0: not answered */
-	__u64 end_ns;           /* last response byte; the close when not answered */
+	__u64 cookie;     /* the socket's */
+	__u64 start_ns;   /* first request byte */
+	__u64 request_ns; /* last request byte */
+	__u64 first_ns;   /* first response byte; 0: not answered */
+	__u64 end_ns;     /* last response byte; the close when not answered */
 	__u64 request_bytes;
 	__u64 response_bytes;
-	__u64 request_tail;     /* the last 8 request bytes in memory order; only when request_bytes > request_len */
-	__u64 response_tail;    /* likewise, and in a RESENT record */
+	__u64 request_tail;  /* the last 8 request bytes in memory order; only when request_bytes >
+				request_len */
+	__u64 response_tail; /* likewise, and in a RESENT record */
 	__u64 process_start_ns; /* CLOCK_BOOTTIME; with pid, names a process for good */
 	__u64 parent_cookie;    /* the inbound exchange open on the thread; 0: none, or several */
 	__u32 parent_number;
-	__u32 number;           /* 1, 2, … on this connection */
+	__u32 number; /* 1, 2, … on this connection */
 	__u32 pid;
 	__u32 tid;
-	__u32 response_sends;   /* socket calls that carried the response */
-	__u16 local_port;       /* host byte order */
+	__u32 response_sends; /* socket calls that carried the response */
+	__u16 local_port;     /* host byte order */
 	__u16 peer_port;
 	__u16 request_len;
 	__u16 response_len;
-	__u16 error;            /* errno of the connection, or 0 */
+	__u16 error; /* errno of the connection, or 0 */
 	__u8 role;
 	__u8 reason;
 	__u8 flags;
 	__u8 _pad[7];
-	__u8 local_addr[16];    /* IPv6, or IPv4-mapped IPv6 */
+	__u8 local_addr[16]; /* IPv6, or IPv4-mapped IPv6 */
 	__u8 peer_addr[16];
 };
 

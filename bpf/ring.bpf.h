@@ -8,13 +8,13 @@
  * A ring with its two counters: events that were to be sent, and those that
  * found no room. User space finds all three by name and may resize the ring.
  */
-#define RING(name, bytes)                             \
-	struct {                                      \
-		__uint(type, BPF_MAP_TYPE_RINGBUF);   \
-		__uint(max_entries, bytes);           \
-	} name SEC(".maps");                          \
+#define RING(name, bytes)                               \
+	struct {                                        \
+		__uint(type, BPF_MAP_TYPE_RINGBUF);     \
+		__uint(max_entries, bytes);             \
+	} name SEC(".maps");                            \
 	const volatile __u64 name##_high = (bytes) / 2; \
-	__u64 name##_seen;                            \
+	__u64 name##_seen;                              \
 	__u64 name##_lost
 
 /* Keep a struct in the object's BTF: user space reads the layout from there. */
@@ -25,12 +25,12 @@
  * the application microseconds, so only a ring that is half full wakes it; a
  * quiet one is drained on a timer.
  */
-#define OUTPUT(ring, event, size)                                                              \
-	({                                                                                     \
-		__u64 flags__ = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) > ring##_high ?    \
-					BPF_RB_FORCE_WAKEUP :                                  \
-					BPF_RB_NO_WAKEUP;                                      \
-		__sync_fetch_and_add(&ring##_seen, 1);                                         \
-		if (bpf_ringbuf_output(&ring, event, size, flags__))                           \
-			__sync_fetch_and_add(&ring##_lost, 1);                                 \
+#define OUTPUT(ring, event, size)                                                         \
+	({                                                                                \
+		__u64 flags__ = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) > ring##_high \
+					? BPF_RB_FORCE_WAKEUP                             \
+					: BPF_RB_NO_WAKEUP;                               \
+		__sync_fetch_and_add(&ring##_seen, 1);                                    \
+		if (bpf_ringbuf_output(&ring, event, size, flags__))                      \
+			__sync_fetch_and_add(&ring##_lost, 1);                            \
 	})

@@ -49,7 +49,7 @@ def run(config: Config, argv: Sequence[str] | None) -> int:
         command = stack.enter_context(closing(Command(argv))) if argv else None
         signals = stack.enter_context(_signals())
         host = stack.enter_context(Host(config.select.ports, config.metrics.max_series))
-        outputs = [_output(where, config) for where in config.outputs]
+        outputs = [_open(where, config, stack) for where in config.outputs]
         pids = [*config.select.pids, *([command.pid] if command else [])]
         for pid in pids:
             host.select(pid)
@@ -57,7 +57,7 @@ def run(config: Config, argv: Sequence[str] | None) -> int:
             probe.name: stack.enter_context(closing(probe.open(config.probes[probe.name], host))) for probe in PROBES
         }
         agent = Agent(config, host, running, outputs)
-        print(f"otelbpf: tracing {_what(config, argv)}; to {', '.join(config.outputs)}", file=sys.stderr, flush=True)
+        _say(f"tracing {_what(config, argv)}; to {_where(config)}")
         if command:
             command.start()
         status = agent.loop(signals, command)
@@ -68,9 +68,7 @@ def run(config: Config, argv: Sequence[str] | None) -> int:
 class Agent:
     """Drains, encodes, exports; owns no kernel resource."""
 
-    def __init__(
-        self, config: Config, host: Host, running: Mapping[str, Running], outputs: Sequence[Output]
-    ) -> None:
+    def __init__(self, config: Config, host: Host, running: Mapping[str, Running], outputs: Sequence[Output]) -> None:
         self.config, self.host, self.running, self.outputs = config, host, running, outputs
         self.encoder = SpanEncoder(config.export.max_request_bytes)
         self.resource = agent_resource()
@@ -133,7 +131,7 @@ class Agent:
         self.export_metrics()
         for output in self.outputs:
             output.close(max(0.0, deadline_s - time.monotonic()))
-        print(f"otelbpf: {self._summary()}", file=sys.stderr, flush=True)
+        _say(f"{self._summary()}")
 
     def _summary(self) -> str:
         said = []
@@ -170,6 +168,18 @@ def _signals() -> Iterator[socket.socket]:
         writer.close()
 
 
+def _say(text: str) -> None:
+    """To the person who runs us, whatever the log level."""
+    sys.stderr.write(f"otelbpf: {text}\n")
+    sys.stderr.flush()
+
+
+def _open(where: str, config: Config, stack: ExitStack) -> Output:
+    output = _output(where, config)
+    stack.callback(output.close, 0.0)  # whatever happens: its thread would keep us alive
+    return output
+
+
 def _output(where: str, config: Config) -> Output:
     kind, _, argument = where.partition(":")
     if kind == "otlp":
@@ -188,6 +198,10 @@ def _output(where: str, config: Config) -> Output:
 def _what(config: Config, argv: Sequence[str] | None) -> str:
     selected = [f"pid {pid}" for pid in config.select.pids] + [f"port {port}" for port in config.select.ports]
     return ", ".join([*selected, *([f"command {os.path.basename(argv[0])!r}"] if argv else [])])  # noqa: PTH119
+
+
+def _where(config: Config) -> str:
+    return ", ".join(f"otlp ({config.export.traces.endpoint})" if each == "otlp" else each for each in config.outputs)
 
 
 def _named(command: Command | None) -> tuple[str, int]:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class SeriesTable:
         self.start_ns.append(self._now_ns())
         return number
 
-    def keep(self, wanted: Set[Resource]) -> NDArray[np.int64] | None:
+    def keep(self, wanted: AbstractSet[Resource]) -> NDArray[np.int64] | None:
         """Drop the series of all other resources.
 
         Returns:

@@ -69,7 +69,7 @@ def _wait_and_run(gate: int, program: str, argv: Sequence[str]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         if os.read(gate, 1):
-            os.execv(program, list(argv))
+            os.execv(program, list(argv))  # noqa: S606 - the user's own command
     except OSError as e:
         os.write(2, f"otelbpf: command {argv[0]!r}: {e.strerror}\n".encode())
     finally:

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -95,7 +95,7 @@ class Host:
     def outside_contexts(self, pid: int, start_ns: int) -> frozenset[bytes]:
         return self.processes.outside_contexts(pid, start_ns)
 
-    def living(self) -> Set[Resource]:
+    def living(self) -> AbstractSet[Resource]:
         return self.processes.living()
 
     def lost(self) -> int:
@@ -110,7 +110,7 @@ class Host:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

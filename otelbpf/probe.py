@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -40,7 +41,7 @@ class Context(Protocol):
         """Span ids that the process was started with, by its command line or environment."""
         ...
 
-    def living(self) -> Set[Resource]:
+    def living(self) -> AbstractSet[Resource]:
         """Resources of processes that may still have something to tell; the others' series can go."""
         ...
 
@@ -64,8 +65,10 @@ class Tally:
 class Running(Protocol):
     """An opened probe: attached, and drained by the agent on every tick."""
 
-    rings: Sequence[Ring]
-    """Those whose filling up must wake the agent early."""
+    @property
+    def rings(self) -> Sequence[Ring]:
+        """Those whose filling up must wake the agent early."""
+        ...
 
     def tick(self, *, last: bool) -> Iterator[SpanBatch]:
         """Everything finished since the last tick; on the *last* one, everything there is."""
@@ -78,16 +81,11 @@ class Running(Protocol):
     def close(self) -> None: ...
 
 
-class Probe(Protocol):
+@dataclass(frozen=True, slots=True)
+class Probe:
     name: str
     """The stem of its files, its key in the configuration."""
     config: type
     """A frozen dataclass: its keys, defaults and docs."""
-
-    def open(self, config: Any, context: Context) -> Running:
-        """Load and attach.
-
-        Raises:
-            LoadError: The kernel refused.
-        """
-        ...
+    open: Callable[[Any, Context], Running]
+    """Load and attach; raises LoadError when the kernel refuses."""

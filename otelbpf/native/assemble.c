@@ -38,7 +38,8 @@ enum {
 	FLAG_IS_REMOTE = 0x200,
 };
 
-/* How long an exchange whose end cannot be told from its bytes must have been quiet to be called over. */
+/* How long an exchange whose end cannot be told from its bytes must have been quiet to be called
+ * over. */
 static const uint64_t quiet_ns = 2000000000;
 
 /* The trace of an inbound exchange that is still open, for its children. */
@@ -49,7 +50,8 @@ struct context {
 	uint32_t _pad;
 };
 
-/* One exchange so far. The event's counts are sums over the parts; `base` are those of the parts before the last. */
+/* One exchange so far. The event's counts are sums over the parts; `base` are those of the parts
+ * before the last. */
 struct held {
 	struct exchange_event event;
 	uint32_t last_number;
@@ -189,10 +191,11 @@ static void read_heads(const struct exchange_event *e, const uint8_t *heads, str
 		return;
 	m->response_kind = http1_parse_response(response, len, &m->response);
 	/* 103 Early Hints and the like: the answer follows in the same direction. */
-	while (m->response_kind == HTTP1_HEAD && m->response.status < 200 && m->response.status != 101 &&
-	       m->interim + m->response.head_len < len) {
+	while (m->response_kind == HTTP1_HEAD && m->response.status < 200 &&
+	       m->response.status != 101 && m->interim + m->response.head_len < len) {
 		m->interim += m->response.head_len;
-		m->response_kind = http1_parse_response(response + m->interim, len - m->interim, &m->response);
+		m->response_kind =
+			http1_parse_response(response + m->interim, len - m->interim, &m->response);
 	}
 }
 
@@ -207,32 +210,40 @@ static int ends_chunks(uint64_t bytes, uint32_t captured, const uint8_t *head, u
 	return !memcmp((const uint8_t *)&tail + 3, end, 5);
 }
 
-static enum completeness request_end(const struct exchange_event *e, const uint8_t *heads, const struct message *m)
+static enum completeness request_end(const struct exchange_event *e, const uint8_t *heads,
+				     const struct message *m)
 {
 	const struct http1_request *q = &m->request;
 
 	if (m->request_kind == HTTP1_CUT) {
 		if (e->request_bytes == e->request_len)
 			return INCOMPLETE; /* all of it is here, and it has no blank line */
-		return q->content_length > 0 && e->request_bytes < (uint64_t)q->content_length ? INCOMPLETE : UNKNOWN;
+		return q->content_length > 0 && e->request_bytes < (uint64_t)q->content_length
+			       ? INCOMPLETE
+			       : UNKNOWN;
 	}
 	if (q->chunked)
-		return ends_chunks(e->request_bytes, e->request_len, heads, e->request_tail) ? COMPLETE : INCOMPLETE;
+		return ends_chunks(e->request_bytes, e->request_len, heads, e->request_tail)
+			       ? COMPLETE
+			       : INCOMPLETE;
 	if (q->content_length > 0 && e->request_bytes < q->head_len + (uint64_t)q->content_length)
 		return INCOMPLETE;
 	return COMPLETE;
 }
 
-/* A second request behind the first, in the same direction. Two bytes more are an old client's CRLF. */
+/* A second request behind the first, in the same direction. Two bytes more are an old client's
+ * CRLF. */
 static int pipelined(const struct exchange_event *e, const struct message *m)
 {
 	const struct http1_request *q = &m->request;
 	uint64_t body = q->content_length > 0 ? (uint64_t)q->content_length : 0;
 
-	return m->request_kind == HTTP1_HEAD && !q->chunked && e->request_bytes > q->head_len + body + 2;
+	return m->request_kind == HTTP1_HEAD && !q->chunked &&
+	       e->request_bytes > q->head_len + body + 2;
 }
 
-static enum completeness response_end(const struct exchange_event *e, const uint8_t *heads, const struct message *m)
+static enum completeness response_end(const struct exchange_event *e, const uint8_t *heads,
+				      const struct message *m)
 {
 	const struct http1_response *r = &m->response;
 	uint64_t bytes = e->response_bytes - m->interim;
@@ -247,13 +258,15 @@ static enum completeness response_end(const struct exchange_event *e, const uint
 	    http1_method(m->request.method.at, m->request.method.len) == HTTP1_METHOD_HEAD)
 		return COMPLETE;
 	if (r->chunked)
-		return ends_chunks(e->response_bytes, e->response_len, heads + e->request_len, e->response_tail) ?
-			       COMPLETE :
-			       INCOMPLETE;
+		return ends_chunks(e->response_bytes, e->response_len, heads + e->request_len,
+				   e->response_tail)
+			       ? COMPLETE
+			       : INCOMPLETE;
 	if (r->content_length >= 0)
-		return bytes >= (uint64_t)r->content_length + (r->head_len ? r->head_len : e->response_len) ?
-			       COMPLETE :
-			       INCOMPLETE;
+		return bytes >= (uint64_t)r->content_length +
+					       (r->head_len ? r->head_len : e->response_len)
+			       ? COMPLETE
+			       : INCOMPLETE;
 	if (r->head_len)
 		return INCOMPLETE; /* until the connection closes */
 	return UNKNOWN;
@@ -340,11 +353,12 @@ static uint32_t text(otb_http *h, struct http1_slice s)
 	return intern(h, s.at, s.len);
 }
 
-static void join_trace(otb_http *h, const struct exchange_event *e, const struct message *m, struct http_row *row,
-		       struct http_shape *shape)
+static void join_trace(otb_http *h, const struct exchange_event *e, const struct message *m,
+		       struct http_row *row, struct http_shape *shape)
 {
 	const struct http1_request *q = &m->request;
-	struct context *local = e->parent_cookie ? find_context(h, e->parent_cookie, e->parent_number) : NULL;
+	struct context *local =
+		e->parent_cookie ? find_context(h, e->parent_cookie, e->parent_number) : NULL;
 
 	span_id(h, e, row->span_id);
 	row->flags = FLAG_SAMPLED | FLAG_HAS_IS_REMOTE;
@@ -354,8 +368,10 @@ static void join_trace(otb_http *h, const struct exchange_event *e, const struct
 		row->flags = q->trace_flags | FLAG_HAS_IS_REMOTE;
 		memcpy(row->trace_id, q->trace_id, 16);
 		shape->trace_state = text(h, q->tracestate);
-		/* The server's own parent, handed on as it came: then this span is between the two. */
-		if (local && !memcmp(local->remote_id, q->parent_id, 8) && !memcmp(local->trace_id, q->trace_id, 16)) {
+		/* The server's own parent, handed on as it came: then this span is between the two.
+		 */
+		if (local && !memcmp(local->remote_id, q->parent_id, 8) &&
+		    !memcmp(local->trace_id, q->trace_id, 16)) {
 			memcpy(row->parent_id, local->span_id, 8);
 			shape->parent = HTTP_PARENT_THREAD;
 			return;
@@ -375,8 +391,8 @@ static void join_trace(otb_http *h, const struct exchange_event *e, const struct
 	}
 }
 
-static void body_sizes(const struct exchange_event *e, const struct message *m, enum completeness end,
-		       struct http_row *row)
+static void body_sizes(const struct exchange_event *e, const struct message *m,
+		       enum completeness end, struct http_row *row)
 {
 	const struct http1_request *q = &m->request;
 	const struct http1_response *r = &m->response;
@@ -399,7 +415,8 @@ static void body_sizes(const struct exchange_event *e, const struct message *m, 
 		row->response_body = e->response_bytes - m->interim - r->head_len;
 }
 
-static uint16_t error_of(const struct exchange_event *e, const struct message *m, enum completeness end)
+static uint16_t error_of(const struct exchange_event *e, const struct message *m,
+			 enum completeness end)
 {
 	uint16_t why = e->error ? e->error : HTTP_ERROR_CLOSED;
 
@@ -412,7 +429,8 @@ static uint16_t error_of(const struct exchange_event *e, const struct message *m
 	return e->error;
 }
 
-static void add_row(otb_http *h, const struct exchange_event *e, const struct message *m, enum completeness end)
+static void add_row(otb_http *h, const struct exchange_event *e, const struct message *m,
+		    enum completeness end)
 {
 	struct http_row *row = &h->rows[h->n_rows];
 	struct http_shape shape;
@@ -486,7 +504,8 @@ static int not_covered(otb_http *h, const struct exchange_event *e, const struct
 		return 1;
 	case HTTP1_NONE:
 		h->counts.unknown++;
-		/* An older connection may have been joined in the middle of a body: give it another chance. */
+		/* An older connection may have been joined in the middle of a body: give it another
+		 * chance. */
 		if (e->flags & EXCHANGE_FRESH || e->number > 2)
 			ignore(h, e);
 		return 1;
@@ -502,7 +521,8 @@ static int not_covered(otb_http *h, const struct exchange_event *e, const struct
 		return 1;
 	}
 	if (m->response.status == 101 ||
-	    (m->response.status / 100 == 2 && http1_method(m->request.method.at, m->request.method.len) == HTTP1_METHOD_CONNECT)) {
+	    (m->response.status / 100 == 2 &&
+	     http1_method(m->request.method.at, m->request.method.len) == HTTP1_METHOD_CONNECT)) {
 		h->counts.upgrade++;
 		ignore(h, e);
 		return 1;
@@ -512,7 +532,8 @@ static int not_covered(otb_http *h, const struct exchange_event *e, const struct
 
 static int interim(const struct message *m)
 {
-	return m->response_kind == HTTP1_HEAD && m->response.status < 200 && m->response.status != 101;
+	return m->response_kind == HTTP1_HEAD && m->response.status < 200 &&
+	       m->response.status != 101;
 }
 
 /* Does more of this exchange follow, as part of it or behind a cut in it? */
@@ -545,7 +566,8 @@ static void settle_held(otb_http *h, struct held *p)
 	struct message m;
 
 	read_heads(&p->event, p->heads, &m);
-	if (!goes_on(&p->event, p->heads, &m, response_end(&p->event, p->heads, &m), &p->unknown_end))
+	if (!goes_on(&p->event, p->heads, &m, response_end(&p->event, p->heads, &m),
+		     &p->unknown_end))
 		finish_held(h, p);
 }
 
@@ -581,7 +603,8 @@ static uint64_t tail_of(const uint8_t *head, uint32_t n)
 }
 
 /* What the pairing took for a new exchange is the rest of the held one's request, and its answer. */
-static void merge_held(otb_http *h, struct held *p, const struct exchange_event *part, const uint8_t *heads)
+static void merge_held(otb_http *h, struct held *p, const struct exchange_event *part,
+		       const uint8_t *heads)
 {
 	struct exchange_event e = *part, *all = &p->event;
 	const uint8_t *response = heads + e.request_len;
@@ -709,7 +732,8 @@ uint32_t otb_http_feed(otb_http *h, const uint8_t *records, uint32_t len)
 		}
 		memcpy(&e, body, sizeof(e));
 		heads = e.flags & EXCHANGE_RESENT ? 0 : (uint32_t)e.request_len + e.response_len;
-		if (heads > size - sizeof(e) || heads > MAX_HEADS || e.request_len > EXCHANGE_REQUEST_LEN ||
+		if (heads > size - sizeof(e) || heads > MAX_HEADS ||
+		    e.request_len > EXCHANGE_REQUEST_LEN ||
 		    e.response_len > EXCHANGE_RESPONSE_LEN || e.request_len > e.request_bytes ||
 		    e.response_len > e.response_bytes) {
 			h->counts.malformed++;
@@ -728,7 +752,8 @@ void otb_http_flush(otb_http *h, uint64_t now_ns, int all)
 {
 	h->n_rows = 0;
 	h->n_ignore = 0;
-	for (uint32_t i = 0; h->n_held && i < HELD_SLOTS && h->n_rows < h->max_rows && !otb_http_full(h); i++) {
+	for (uint32_t i = 0;
+	     h->n_held && i < HELD_SLOTS && h->n_rows < h->max_rows && !otb_http_full(h); i++) {
 		struct held *p = h->held[i];
 
 		if (!p || !(all || (p->unknown_end && now_ns > p->event.end_ns + quiet_ns)))
@@ -783,7 +808,8 @@ static size_t bytes_used(const struct intern *table)
 
 int otb_http_full(const otb_http *h)
 {
-	return intern_count(h->strings) + STRINGS_FOR_TWO > MAX_STRINGS || intern_count(h->shapes) + 2 > MAX_SHAPES ||
+	return intern_count(h->strings) + STRINGS_FOR_TWO > MAX_STRINGS ||
+	       intern_count(h->shapes) + 2 > MAX_SHAPES ||
 	       bytes_used(h->strings) + BYTES_FOR_TWO > MAX_STRING_BYTES;
 }
 

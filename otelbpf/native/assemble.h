@@ -89,11 +89,13 @@ void otb_http_free(otb_http *h);
  * returns the bytes used. Rows stay valid until the next call.
  */
 uint32_t otb_http_feed(otb_http *h, const uint8_t *records, uint32_t len);
-/* Finish what was held without knowing its end; *all* finishes everything. Call until it adds no row. */
+/* Finish what was held without knowing its end; *all* finishes everything. Call until it adds no
+ * row. */
 void otb_http_flush(otb_http *h, uint64_t now_ns, int all);
 
 const struct http_row *otb_http_rows(const otb_http *h, uint32_t *n);
-const uint8_t *otb_http_shape(const otb_http *h, uint32_t index); /* the bytes of a struct http_shape */
+const uint8_t *otb_http_shape(const otb_http *h,
+			      uint32_t index); /* the bytes of a struct http_shape */
 uint32_t otb_http_shapes(const otb_http *h);
 const uint8_t *otb_http_string(const otb_http *h, uint32_t id, uint32_t *len);
 const struct http_counts *otb_http_counts(const otb_http *h);

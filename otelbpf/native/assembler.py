@@ -30,7 +30,9 @@ class Assembler:
     """
 
     def __init__(self, on_forget: Callable[[], None], *, keep_query: bool) -> None:
-        self._ptr = ffi.gc(lib.otb_http_new([secrets.randbits(64) for _ in range(2)], MAX_ROWS, keep_query), lib.otb_http_free)
+        self._ptr = ffi.gc(
+            lib.otb_http_new([secrets.randbits(64) for _ in range(2)], MAX_ROWS, keep_query), lib.otb_http_free
+        )
         if self._ptr == ffi.NULL:
             raise MemoryError
         self._on_forget = on_forget

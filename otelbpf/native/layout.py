@@ -47,7 +47,9 @@ def dtype(name: str) -> DType:
     try:
         declared = ffi.typeof(f"struct {name}")
     except ffi.error as e:
-        raise LayoutError(f"struct {name}: not declared by the shim; was it built from these sources? run ./dev build") from e
+        raise LayoutError(
+            f"struct {name}: not declared by the shim; was it built from these sources? run ./dev build"
+        ) from e
     members = [
         (field, _code(name, field, member.type), member.offset)
         for field, member in declared.fields
@@ -89,7 +91,7 @@ class _Reader:
 
     def __init__(self, raw: bytes) -> None:
         magic, _, _, header, at, size, strings, _ = struct.unpack_from("<HBBIIIII", raw)
-        if magic != 0xEB9F:  # noqa: PLR2004
+        if magic != 0xEB9F:
             raise LayoutError(f"not little-endian BTF: magic is {magic:#06x}, not 0xeb9f")
         self.raw = raw
         self.strings = header + strings

@@ -103,8 +103,8 @@ int otb_programs(otb_object *obj, const char **names, int max)
 }
 
 /* Where a global variable lives: its map and its place in the value. */
-static struct bpf_map *find_variable(otb_object *obj, const char *name, const char *section, uint32_t *offset,
-				     uint32_t *size)
+static struct bpf_map *find_variable(otb_object *obj, const char *name, const char *section,
+				     uint32_t *offset, uint32_t *size)
 {
 	const struct btf *btf = bpf_object__btf(obj->bpf);
 	int id = btf__find_by_name_kind(btf, section, BTF_KIND_DATASEC);

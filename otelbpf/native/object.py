@@ -7,7 +7,6 @@ import errno
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -123,7 +122,7 @@ class Object:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -154,7 +153,14 @@ class Ring:
 
     def events(self, layout: DType) -> NDArray[Any]:
         """Everything committed since the last call, for a ring whose records are all one struct. A copy."""
-        framed = np.dtype({"names": ["event"], "formats": [layout], "offsets": [FRAME], "itemsize": FRAME + -(-layout.itemsize // 8) * 8})
+        framed = np.dtype(
+            {
+                "names": ["event"],
+                "formats": [layout],
+                "offsets": [FRAME],
+                "itemsize": FRAME + -(-layout.itemsize // 8) * 8,
+            }
+        )
         parts, more = [], True
         while more:
             start, size, more = self.drain()
@@ -169,7 +175,7 @@ class Ring:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -9,15 +9,15 @@
 typedef struct otb_object otb_object;
 typedef struct otb_ring otb_ring;
 
-void otb_init(void);               /* once, before anything else */
-const char *otb_log(void);         /* everything said since otb_log_clear() */
+void otb_init(void);       /* once, before anything else */
+const char *otb_log(void); /* everything said since otb_log_clear() */
 void otb_log_clear(void);
 uint32_t otb_libbpf_version(void); /* major << 16 | minor */
 
 otb_object *otb_open(const char *path);              /* NULL: not a BPF object; see errno */
 const void *otb_btf(otb_object *obj, uint32_t *len); /* lives as long as obj */
-int otb_programs(otb_object *obj, const char **names, int max); /* number of programs */
-int otb_set_const(otb_object *obj, const char *name, uint64_t value); /* before otb_load() */
+int otb_programs(otb_object *obj, const char **names, int max);        /* number of programs */
+int otb_set_const(otb_object *obj, const char *name, uint64_t value);  /* before otb_load() */
 int otb_set_max_entries(otb_object *obj, const char *map, uint32_t n); /* before otb_load() */
 int otb_share_map(otb_object *obj, const char *map, int fd);           /* before otb_load() */
 int otb_autoload(otb_object *obj, const char *program, int load);      /* before otb_load() */
@@ -37,5 +37,6 @@ int otb_map_delete(int fd, const void *key);
  */
 otb_ring *otb_ring_new(int map_fd, uint32_t capacity, uint32_t largest); /* NULL: see errno */
 int otb_ring_fd(otb_ring *ring);                                         /* readable when woken */
-const uint8_t *otb_ring_drain(otb_ring *ring, uint32_t *len, int *more); /* valid until the next call */
+const uint8_t *otb_ring_drain(otb_ring *ring, uint32_t *len,
+			      int *more); /* valid until the next call */
 void otb_ring_free(otb_ring *ring);

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from otelbpf import __version__
 from otelbpf.aggregate import Histogram, SeriesTable
-from otelbpf.errors import ConfigError
 from otelbpf.model import Points, Scope, SpanBatch, SpanShape
 from otelbpf.native._shim import ffi, lib
 from otelbpf.native.assembler import UNKNOWN, Assembler
 from otelbpf.native.object import Object, Ring
-from otelbpf.probe import Context, Tally
+from otelbpf.probe import Context, Probe, Tally
 from otelbpf.protocols.http1 import DURATION_BOUNDS_S, FIRST_BYTE, PEER_PORT, SIZE_BOUNDS, Role, describe
 from otelbpf.protocols.routes import Routes
 
@@ -46,11 +45,9 @@ class ExchangeConfig:
     def __post_init__(self) -> None:
         Routes(self.routes)
         if self.ring_bytes < MIN_RING_BYTES or self.ring_bytes & (self.ring_bytes - 1):
-            raise ConfigError(
-                f"probes: exchange: ring_bytes: {self.ring_bytes} is not a power of two of at least {MIN_RING_BYTES}"
-            )
+            raise ValueError(f"ring_bytes: want a power of two of {MIN_RING_BYTES} or more, got {self.ring_bytes}")
         if self.max_connections < 1:
-            raise ConfigError(f"probes: exchange: max_connections: {self.max_connections} is not at least 1")
+            raise ValueError(f"max_connections: want 1 or more, got {self.max_connections}")
 
 
 class Meter:
@@ -62,12 +59,8 @@ class Meter:
         self.duration = Histogram(
             SCOPE, f"http.{role}.request.duration", "s", f"Duration of HTTP {role} requests.", DURATION_BOUNDS_S
         )
-        self.request = Histogram(
-            SCOPE, f"http.{role}.request.body.size", "By", sizes.format("request"), SIZE_BOUNDS
-        )
-        self.response = Histogram(
-            SCOPE, f"http.{role}.response.body.size", "By", sizes.format("response"), SIZE_BOUNDS
-        )
+        self.request = Histogram(SCOPE, f"http.{role}.request.body.size", "By", sizes.format("request"), SIZE_BOUNDS)
+        self.response = Histogram(SCOPE, f"http.{role}.response.body.size", "By", sizes.format("response"), SIZE_BOUNDS)
 
     @property
     def histograms(self) -> tuple[Histogram, ...]:
@@ -197,7 +190,7 @@ class Exchange:
         is reported by the SDK that made that span, unless the process was
         started with the context: then it made none.
         """
-        ours = ~self.foreign[rows["shape"]]
+        ours: NDArray[np.bool_] = ~self.foreign[rows["shape"]]
         if self.outside and not ours.all():
             for shape, ids in self.outside.items():
                 ours |= (rows["shape"] == shape) & np.isin(
@@ -238,12 +231,4 @@ class Exchange:
         self.object.close()
 
 
-class ExchangeProbe:
-    name = "exchange"
-    config = ExchangeConfig
-
-    def open(self, config: ExchangeConfig, context: Context) -> Exchange:
-        return Exchange(config, context)
-
-
-PROBE = ExchangeProbe()
+PROBE = Probe("exchange", ExchangeConfig, Exchange)

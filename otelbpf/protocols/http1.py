@@ -63,55 +63,48 @@ def describe(shape: Any, string: Callable[[int], bytes], resource: Resource, rou
         shape: One row of the shape array.
         string: An interned string's bytes, by id.
     """
+
+    def text(field: str) -> str:
+        return string(int(shape[field])).decode("utf-8", "replace")
+
     role, parent = Role(int(shape["role"])), Parent(int(shape["parent"]))
-    text = lambda field: string(int(shape[field])).decode("utf-8", "replace")  # noqa: E731
-    method, original = METHODS[shape["method_id"]], text("method")
-    status, version = int(shape["status"]), int(shape["version"])
-    path, query = text("path"), text("query")
-    peer = address(string(int(shape["peer_addr"])))
+    method, status = METHODS[shape["method_id"]], int(shape["status"])
+    name = "HTTP" if method == "_OTHER" else method
+    path, peer = text("path"), address(string(int(shape["peer_addr"])))
     host, port = split_host(text("host"))
     if not host:
         host = peer if role is Role.CLIENT else address(string(int(shape["local_addr"])))
         port = int(shape["peer_port" if role is Role.CLIENT else "local_port"])
-    error = error_type(int(shape["error"]), status, role)
+    server: Attributes = {"server.address": host, "server.port": port} if host else {}
 
-    common: dict[str, Value] = {"http.request.method": method}
-    if status:
-        common["http.response.status_code"] = status
-    if error:
-        common["error.type"] = error
-    if version:
-        common["network.protocol.version"] = f"{version // 10}.{version % 10}"
-    server: dict[str, Value] = {"server.address": host, "server.port": port} if host else {}
-
-    span = common | server | {"network.peer.address": peer}
-    metric = common | {"url.scheme": "http"}
+    common = _outcome(shape, method, role)
+    span = {**common, **server, "network.peer.address": peer}
+    metric = {**common, "url.scheme": "http"}
     if method == "_OTHER":
-        span["http.request.method_original"] = original
+        span["http.request.method_original"] = text("method")
     if parent is not Parent.none:
         span["otelbpf.correlation.method"] = parent.name
-    route = ""
     if role is Role.SERVER:
-        route = routes.match(path) if path else ""
+        found = {
+            "url.query": text("query"),
+            "user_agent.original": text("user_agent"),
+            "http.route": routes.match(path),
+        }
         span |= {"url.scheme": "http", "url.path": path, "client.address": peer}
-        if query:
-            span["url.query"] = query
-        if agent := text("user_agent"):
-            span["user_agent.original"] = agent
-        if route:
-            span["http.route"] = metric["http.route"] = route
+        span |= {key: value for key, value in found.items() if value}
+        if route := found["http.route"]:
+            metric["http.route"] = route
+            name = f"{name} {route}"
     else:
-        span["url.full"] = full_url(host, port, path, query)
+        span["url.full"] = full_url(host, port, path, text("query"))
         metric |= server
-
-    name = "HTTP" if method == "_OTHER" else method
     return Described(
         span=SpanShape(
             resource=resource,
-            name=f"{name} {route}" if route else name,
+            name=name,
             kind=Kind[role.name],
             attributes=span,
-            status=Status.ERROR if error else Status.UNSET,
+            status=Status.ERROR if "error.type" in common else Status.UNSET,
             has_parent=parent is not Parent.none,
             trace_state=text("trace_state"),
             columns=(PEER_PORT, FIRST_BYTE) if status else (PEER_PORT,),
@@ -120,6 +113,19 @@ def describe(shape: Any, string: Callable[[int], bytes], resource: Resource, rou
         role=role,
         foreign=role is Role.CLIENT and parent is Parent.http1_header,
     )
+
+
+def _outcome(shape: Any, method: str, role: Role) -> dict[str, Value]:
+    """The attributes that spans and metrics share."""
+    status, version = int(shape["status"]), int(shape["version"])
+    attributes: dict[str, Value] = {"http.request.method": method}
+    if status:
+        attributes["http.response.status_code"] = status
+    if error := error_type(int(shape["error"]), status, role):
+        attributes["error.type"] = error
+    if version:
+        attributes["network.protocol.version"] = f"{version // 10}.{version % 10}"
+    return attributes
 
 
 def error_type(error: int, status: int, role: Role) -> str:
@@ -134,7 +140,7 @@ def error_type(error: int, status: int, role: Role) -> str:
 def split_host(host: str) -> tuple[str, int]:
     """A Host header as (server.address, server.port): ``[::1]:8080`` is ('::1', 8080)."""
     name, _, port = host.rpartition(":") if ":" in host.rpartition("]")[2] else (host, "", "")
-    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else HTTP_PORT  # noqa: PLR2004
+    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else HTTP_PORT
     return name.removeprefix("[").removesuffix("]"), number
 
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from otelbpf.errors import ConfigError
-
 
 class Routes:
     """The first pattern that matches a path names its route.
@@ -16,7 +14,7 @@ class Routes:
     segment ``*`` matches whatever follows: ``/users/{id}``, ``/static/*``.
 
     Raises:
-        ConfigError: A pattern does not begin with ``/``, or has ``*`` elsewhere than at its end.
+        ValueError: A pattern does not begin with ``/``, or has ``*`` elsewhere than at its end.
     """
 
     def __init__(self, patterns: Sequence[str]) -> None:
@@ -29,10 +27,10 @@ class Routes:
 
 def _compile(pattern: str) -> re.Pattern[str]:
     if not pattern.startswith("/"):
-        raise ConfigError(f"probes: exchange: routes: {pattern!r} does not begin with '/'; write it like '/users/{{id}}'")
+        raise ValueError(f"routes: {pattern!r} does not begin with '/'; write it like '/users/{{id}}'")
     segments = pattern.split("/")
     if any("*" in segment for segment in segments[:-1]) or segments[-1] not in {"*", segments[-1].replace("*", "")}:
-        raise ConfigError(f"probes: exchange: routes: {pattern!r} has '*' inside; it may only be the last segment")
+        raise ValueError(f"routes: {pattern!r} has '*' inside; it may only be the last segment")
     parts = [
         ".*" if segment == "*" else "[^/]+" if re.fullmatch(r"\{\w+\}", segment) else re.escape(segment)
         for segment in segments

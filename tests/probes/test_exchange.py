@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import threading
 import time
 
 import pytest
@@ -41,12 +42,15 @@ def listen(serve, family=socket.AF_INET, threads=False):
             c.close()
         threading.Thread(target=work).start() if threads else work()
 """
-KEEP_ALIVE = LISTEN + """
+KEEP_ALIVE = (
+    LISTEN
+    + """
 def serve(c):
     while head(c):
         c.sendall(OK)
 listen(serve)
 """
+)
 
 
 @pytest.fixture
@@ -73,7 +77,9 @@ def answer(c):
             return data
         data += got
     head, _, body = data.partition(b"\r\n\r\n")
-    length = next((int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")), 0)
+    length = next(
+        (int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")), 0
+    )
     while len(body) < length:
         body += c.recv(65536)
     return head + b"\r\n\r\n" + body
@@ -101,7 +107,9 @@ def test_each_keep_alive_request_becomes_one_server_span(app, trace, connect):
     assert one.parent_id == ""
     assert one.start_ns < one.end_ns
     assert abs(one.end_ns - time.time_ns()) < 20e9
-    assert {k: v for k, v in one.attributes.items() if k not in {"network.peer.port", "otelbpf.http.time_to_first_byte"}} == {
+    assert {
+        k: v for k, v in one.attributes.items() if k not in {"network.peer.port", "otelbpf.http.time_to_first_byte"}
+    } == {
         "http.request.method": "GET",
         "http.response.status_code": 200,
         "url.path": "/hello",
@@ -315,20 +323,25 @@ def serve(c):
 listen(serve)
 """
     )
-    with trace(server) as seen:
-        with dial(connect(server)) as c:
-            c.sendall(b"POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
-            answer(c)
-            seen.settle(0.2)
-            c.sendall(b"12345")
-            answer(c)
-            (span,) = seen.until(1)
+    with trace(server) as seen, dial(connect(server)) as c:
+        c.sendall(b"POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+        answer(c)
+        seen.settle(0.2)
+        c.sendall(b"12345")
+        answer(c)
+        (span,) = seen.until(1)
     assert (span.name, span["http.response.status_code"]) == ("POST", 201)
     assert span.end_ns - span.start_ns > 0.2e9
 
 
 def test_early_hints_do_not_hide_the_answer(app, trace, connect):
-    server = app(LISTEN + "listen(lambda c: (head(c), c.sendall(b'HTTP/1.1 103 Early Hints\\r\\nLink: </a>\\r\\n\\r\\n'), time.sleep(.2), c.sendall(OK)))")
+    server = app(
+        LISTEN
+        + """
+HINTS = b"HTTP/1.1 103 Early Hints\\r\\nLink: </a>\\r\\n\\r\\n"
+listen(lambda c: (head(c), c.sendall(HINTS), time.sleep(0.2), c.sendall(OK)))
+"""
+    )
     with trace(server) as seen:
         with dial(connect(server)) as c:
             c.sendall(GET)
@@ -352,19 +365,30 @@ def serve(c):
 listen(serve)
 """
     )
-    with trace(server) as seen:
-        with dial(connect(server)) as c:
-            c.sendall(b"POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 30000\r\n\r\n")
-            seen.settle(0.2)
-            c.sendall(bytes(30000))
-            answer(c)
-            (span,) = seen.until(1)
-            assert span.end_ns - span.start_ns > 0.2e9
+    with trace(server) as seen, dial(connect(server)) as c:
+        c.sendall(b"POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 30000\r\n\r\n")
+        seen.settle(0.2)
+        c.sendall(bytes(30000))
+        answer(c)
+        (span,) = seen.until(1)
+        assert span.end_ns - span.start_ns > 0.2e9
 
 
-@pytest.mark.parametrize("body", [b"GET / HTTP/1.1\r\nHost: smuggled\r\n\r\n", bytes(5000)], ids=["like a request", "long"])
+@pytest.mark.parametrize(
+    "body", [b"GET / HTTP/1.1\r\nHost: smuggled\r\n\r\n", bytes(5000)], ids=["like a request", "long"]
+)
 def test_a_body_in_its_own_segments_is_never_a_request(app, trace, connect, body):
-    server = app(LISTEN + f"def serve(c):\n  left = {len(body)} - len(head(c).partition(b'\\r\\n\\r\\n')[2])\n  while left > 0: left -= len(c.recv(left))\n  c.sendall(OK)\nlisten(serve)")
+    server = app(
+        LISTEN
+        + f"""
+def serve(c):
+    left = {len(body)} - len(head(c).partition(b"\\r\\n\\r\\n")[2])
+    while left > 0:
+        left -= len(c.recv(left))
+    c.sendall(OK)
+listen(serve)
+"""
+    )
     with trace(server) as seen:
         with dial(connect(server)) as c:
             c.sendall(b"PUT /a HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body))
@@ -390,7 +414,13 @@ def test_a_reset_before_the_answer_is_an_error(app, trace, connect):
 
 
 def test_a_reset_in_the_middle_of_the_answer_is_an_error_with_its_status(app, trace, connect):
-    server = app(LISTEN + "listen(lambda c: (head(c), c.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: 99\\r\\n\\r\\nhi'), print('sent'), time.sleep(0.3)))")
+    server = app(
+        LISTEN
+        + """
+PART = b"HTTP/1.1 200 OK\\r\\nContent-Length: 99\\r\\n\\r\\nhi"
+listen(lambda c: (head(c), c.sendall(PART), print("sent"), time.sleep(0.3)))
+"""
+    )
     with trace(server) as seen:
         c = dial(connect(server))
         c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -420,21 +450,29 @@ def test_a_close_after_a_whole_answer_is_no_error(app, trace, connect):
 
 
 def test_an_answer_that_ends_with_the_connection(app, trace, connect):
-    server = app(LISTEN + "listen(lambda c: (head(c), c.sendall(b'HTTP/1.0 200 OK\\r\\n\\r\\n'), time.sleep(0.3), c.sendall(b'the end')))")
+    server = app(
+        LISTEN
+        + """
+HEAD = b"HTTP/1.0 200 OK\\r\\n\\r\\n"
+listen(lambda c: (head(c), c.sendall(HEAD), time.sleep(0.3), c.sendall(b"the end")))
+"""
+    )
     with trace(server) as seen:
         with dial(connect(server)) as c:
             c.sendall(b"GET /old HTTP/1.0\r\n\r\n")
             while c.recv(100):
                 pass
         (span,) = seen.until(1)
-    assert 0.3e9 < span.end_ns - span.start_ns
+    assert span.end_ns - span.start_ns > 0.3e9
     assert (span.status, span["network.protocol.version"]) == (UNSET, "1.0")
     assert (span["server.address"], span["server.port"] > 0) == ("127.0.0.1", True)
 
 
 @pytest.mark.parametrize("status", [404, 500])
 def test_only_5xx_is_a_servers_error(app, trace, connect, status):
-    server = app(LISTEN + f"listen(lambda c: (head(c), c.sendall(b'HTTP/1.1 {status} No\\r\\nContent-Length: 0\\r\\n\\r\\n')))")
+    server = app(
+        LISTEN + f"listen(lambda c: (head(c), c.sendall(b'HTTP/1.1 {status} No\\r\\nContent-Length: 0\\r\\n\\r\\n')))"
+    )
     with trace(server) as seen:
         ask(connect(server))
         (span,) = seen.until(1)
@@ -496,7 +534,9 @@ listen(serve)
             for _ in range(5):
                 request(3)
             spans = seen.until(5)
-    assert {(span.kind, span["url.path"], span["http.response.status_code"]) for span in spans} == {(SERVER, "/hello", 200)}
+    assert {(span.kind, span["url.path"], span["http.response.status_code"]) for span in spans} == {
+        (SERVER, "/hello", 200)
+    }
 
 
 UNCOVERED = {
@@ -528,7 +568,9 @@ def test_what_is_not_covered_is_counted_by_kind_and_never_a_span(app, trace, con
     assert counted == {kind: 5 if kind == "pipelined" else 1}
 
 
-@pytest.mark.parametrize("junk", [os.urandom(300), b"\x00" * 50, b"GET", b"GET / HTTP/1.1\r\n" + b"x" * 5000, b"\xff GET"], ids=range(5))
+@pytest.mark.parametrize(
+    "junk", [os.urandom(300), b"\x00" * 50, b"GET", b"GET / HTTP/1.1\r\n" + b"x" * 5000, b"\xff GET"], ids=range(5)
+)
 def test_junk_is_never_a_span_and_never_breaks_the_next_connection(app, trace, connect, junk):
     server = app(LISTEN + "listen(lambda c: (c.recv(65536), c.sendall(OK)))")
     with trace(server) as seen:
@@ -550,7 +592,9 @@ def test_invalid_utf8_becomes_replacement_characters(app, trace, connect):
     assert span["url.path"] == "/\ufffd\ufffd"
 
 
-CLIENT_CODE = LISTEN + """
+CLIENT_CODE = (
+    LISTEN
+    + """
 port = int(sys.stdin.readline())
 def get(request=GET, n=1):
     c = socket.create_connection(("127.0.0.1", port))
@@ -559,13 +603,12 @@ def get(request=GET, n=1):
         c.recv(65536)
     return c
 """
+)
 
 
 @pytest.fixture
 def backend():
     """A server that is not traced, in this process: its port."""
-    import threading
-
     server = socket.create_server(("127.0.0.1", 0))
 
     def serve():
@@ -637,17 +680,21 @@ def test_an_unsampled_request_is_counted_but_is_no_span(app, trace, connect):
     assert (duration.name, duration.counts.sum()) == ("http.server.request.duration", 1)
 
 
-FRONT = CLIENT_CODE + """
+FRONT = (
+    CLIENT_CODE
+    + """
 def serve(c):
     while True:
         request = head(c)
         if not request:
             return
         passed = [line for line in request.split(b"\\r\\n") if line.startswith(b"traceparent")] if {forward} else []
-        get(b"GET /inner HTTP/1.1\\r\\nHost: b\\r\\n" + b"".join(line + b"\\r\\n" for line in passed) + b"\\r\\n").close()
+        lines = [b"GET /inner HTTP/1.1", b"Host: b", *passed, b"", b""]
+        get(b"\\r\\n".join(lines)).close()
         c.sendall(OK)
 listen(serve, threads={threads})
 """
+)
 
 
 def front(app, **how):

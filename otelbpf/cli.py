@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""otelbpf: kernel events in, OpenTelemetry out; what it observes is not touched.
+
+Examples:
+  otelbpf check                                 what this machine allows
+  sudo otelbpf run --port 8080                  trace whoever listens on 8080
+  sudo otelbpf run -- python3 app.py            start a command and trace it
+  sudo otelbpf run --pid 4711 --output console  look at it here, no collector
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from otelbpf import __version__, config
+from otelbpf.errors import OtelBpfError, UsageError
+
+RUN = """\
+Trace the selected processes until Ctrl-C or SIGTERM, and send spans and
+metrics to an OpenTelemetry Collector. Needs root, or CAP_BPF, CAP_PERFMON
+and what `otelbpf check` lists.
+"""
+RUN_EXAMPLES = """\
+Examples:
+  otelbpf run --port 8080
+  otelbpf run --pid 4711 --pid 4712 --output console
+  otelbpf run --port 80 --output otlp --output file:/tmp/otlp.jsonl
+  OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4317 otelbpf run -c otelbpf.yaml
+  otelbpf run -- python3 -m http.server 8765
+
+Exit status: the command's, if there is one; else 0: done, 1: an error that the
+last line explains, 2: wrong usage.
+"""
+NOTHING_SELECTED = """\
+run: nothing is selected; say what to trace:
+  --pid N          a process, and what it forks    otelbpf run --pid 4711
+  --port N         whoever listens on a TCP port   otelbpf run --port 8080
+  -- COMMAND ...   a command, started for it       otelbpf run -- python3 app.py
+  -c FILE          what the file's `select` says   otelbpf run -c otelbpf.yaml"""
+
+OUTPUT = """\
+otlp (the default: to OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317),
+console, or file:PATH (OTLP JSON lines; file:- is stdout)"""
+
+CHECK = """\
+Show hook by hook what this kernel and these privileges allow, and what to do
+about each "no". Changes nothing. Exits 0 if everything that `run` needs is
+there, else 1.
+"""
+
+CONFIG = """\
+Print the effective configuration: every key, its value, and where that came
+from. Flags win over OTEL_* variables, those over the file, that over the
+defaults. What is printed is itself a file for -c; headers are hidden.
+"""
+CONFIG_EXAMPLES = """\
+Examples:
+  otelbpf config > otelbpf.yaml              all keys, to start a file from
+  otelbpf config -c otelbpf.yaml --port 80   what `run` would do with these
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 an error we explain, 2 wrong usage, or the command's own."""
+    args = _parsed(list(sys.argv[1:] if argv is None else argv))
+    level = logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="otelbpf: %(message)s")
+    try:
+        status: int = args.do(args)
+        sys.stdout.flush()
+    except OtelBpfError as e:
+        if args.debug:
+            raise
+        print(f"otelbpf: {e}", file=sys.stderr)
+        return e.status
+    except KeyboardInterrupt:
+        return 0
+    except BrokenPipeError:  # whoever read our output has had enough of it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+# ---- commands -----------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> int:
+    conf = config.load(args.config, os.environ, _probes(), _flags(args))
+    if not (conf.select.pids or conf.select.ports or args.command):
+        raise UsageError(NOTHING_SELECTED)
+
+    from otelbpf import agent  # noqa: PLC0415 - --help must not wait for numpy and grpc
+
+    return agent.run(conf, args.command)
+
+
+def check(_args: argparse.Namespace) -> int:
+    from otelbpf.native import features  # noqa: PLC0415 - as in run
+
+    found = features.check()
+    width = max(len(each.name) for each in found)
+    for each in found:
+        print(f"{'yes' if each.ok else 'no '}  {each.name:{width}}  {each.detail}")
+        if each.advice and not each.ok:
+            print(f"     {'':{width}}  {each.advice}")
+    return 0 if all(each.ok or not each.needed for each in found) else 1
+
+
+def config_(args: argparse.Namespace) -> int:
+    settings = config.settings(args.config, os.environ, _probes(), _flags(args))
+    print("\n".join(_document(settings)))
+    return 0
+
+
+def _probes() -> Mapping[str, type]:
+    from otelbpf.probes import PROBES  # noqa: PLC0415 - as in run
+
+    return {probe.name: probe.config for probe in PROBES}
+
+
+def _flags(args: argparse.Namespace) -> config.Flags:
+    given = {
+        "select.pids": ("--pid", tuple(args.pid)),
+        "select.ports": ("--port", tuple(args.port)),
+        "outputs": ("--output", tuple(args.output)),
+    }
+    return {key: (flag, values) for key, (flag, values) in given.items() if values}
+
+
+def _document(settings: Iterator[config.Setting]) -> Iterator[str]:
+    yield f"# otelbpf {__version__}: the effective configuration"
+    above: list[str] = []
+    for each in settings:
+        *tables, name = each.key.split(".")
+        for depth, table in enumerate(tables):
+            if above[: depth + 1] != tables[: depth + 1]:
+                yield f"{'  ' * depth}{table}:"
+        above, indent = tables, "  " * len(tables)
+        yield from textwrap.wrap(each.doc, 78, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        changed = f"{each.source}; default {_yaml(each.default)}" if each.value != each.default else each.source
+        yield f"{indent}{name}: {_yaml(each.value)}  # {changed}"
+
+
+def _yaml(value: Any) -> str:
+    match value:
+        case Mapping():
+            value = dict.fromkeys(value, "***")
+        case tuple() | list():
+            value = list(value)
+        case Path():
+            value = str(value)
+    return yaml.safe_dump(value, default_flow_style=True, width=2**31).removesuffix("...\n").strip()
+
+
+# ---- arguments ----------------------------------------------------------------------------------
+
+
+# help texts are laid out by hand, and an abbreviation would break scripts when a flag is added
+_AS_WRITTEN: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        text = message.removeprefix("argument ")
+        self.exit(2, f"{self.prog}: {text}\ntry '{self.prog} --help'\n")
+
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    command = None
+    if "--" in argv:
+        at = argv.index("--")
+        argv, command = argv[:at], argv[at + 1 :]
+    top, commands = _parser()
+    args, unknown = top.parse_known_args(argv, argparse.Namespace(verbose=False, debug=False))
+    if args.name is None:
+        top.error(f"want a command: {', '.join(commands)}")
+    parser = commands[args.name]
+    if unknown and unknown[0].startswith("-"):
+        flag = unknown[0].partition("=")[0]
+        known = [flag for action in parser._actions for flag in action.option_strings]  # noqa: SLF001 - no other list
+        parser.error(f"{flag}: unknown flag{config.did_you_mean(flag, known)}")
+    if unknown:
+        parser.error(f"{unknown[0]!r}: not expected here" + ("; put -- before a command" if args.do is run else ""))
+    if command is not None and args.do is not run:
+        parser.error("--: only `run` starts a command")
+    if command == []:
+        parser.error("--: want a command after it, as in otelbpf run -- python3 app.py")
+    args.command = command
+    return args
+
+
+def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
+    always = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    always.add_argument("-v", "--verbose", action="store_true", help="say what is done, not only what goes wrong")
+    always.add_argument("--debug", action="store_true", help="say everything; show tracebacks and libbpf's own log")
+
+    choices = _Parser(add_help=False)
+    add = choices.add_argument_group("what to trace (one or more)").add_argument
+    add("--pid", type=_pid, action="append", default=[], metavar="N", help="a process, and what it forks")
+    add("--port", type=_port, action="append", default=[], metavar="N", help="whoever listens on a TCP port")
+    add = choices.add_argument_group("where to, and how").add_argument
+    add("--output", type=_output, action="append", default=[], metavar="WHERE", help=OUTPUT)
+    add("-c", "--config", type=Path, metavar="FILE", help="YAML; `otelbpf config` prints every key")
+
+    top = _Parser("otelbpf", description=__doc__, parents=[always], **_AS_WRITTEN)
+    top.add_argument("--version", action="version", version=f"otelbpf {__version__}")
+    names = top.add_subparsers(title="commands", dest="name", metavar="COMMAND", prog="otelbpf")
+    commands = {
+        "run": names.add_parser(
+            "run",
+            help="trace until interrupted",
+            usage="otelbpf run [option ...] [-- COMMAND ...]",
+            description=RUN,
+            epilog=RUN_EXAMPLES,
+            parents=[choices, always],
+            **_AS_WRITTEN,
+        ),
+        "check": names.add_parser(
+            "check", help="what this machine allows, hook by hook", description=CHECK, parents=[always], **_AS_WRITTEN
+        ),
+        "config": names.add_parser(
+            "config",
+            help="every key, its value, and where that came from",
+            description=CONFIG,
+            epilog=CONFIG_EXAMPLES,
+            parents=[choices, always],
+            **_AS_WRITTEN,
+        ),
+    }
+    for name, do in (("run", run), ("check", check), ("config", config_)):
+        commands[name].set_defaults(do=do)
+    return top, commands
+
+
+def _pid(text: str) -> int:
+    return _number(text, "a pid: want 1 or more", 2**31 - 1)
+
+
+def _port(text: str) -> int:
+    return _number(text, "a port: want 1 to 65535", 65535)
+
+
+def _number(text: str, what: str, most: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 11 and 1 <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return int(text)
+
+
+def _output(text: str) -> str:
+    try:
+        return config.output(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e

@@ -1,0 +1,464 @@
+# SPDX-License-Identifier: Apache-2.0
+# Over 300 lines, a third of which declare the keys and what their values may be.
+"""The configuration: flags, then OTEL_* variables, then a YAML file, then defaults.
+
+One tree of frozen dataclasses declares every key; a field's docstring is what
+`otelbpf config` prints of it. Units are part of every name. A key nobody
+declared is an error, never ignored. A class refuses a value out of range with
+a ValueError that starts with the field's name.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import logging
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from difflib import get_close_matches
+from itertools import pairwise
+from operator import attrgetter
+from pathlib import Path
+from reprlib import Repr
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+from urllib.parse import unquote, urlsplit
+
+import yaml
+
+from otelbpf.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = ("traces", "metrics")
+OUTPUTS = ("otlp", "console", "file:PATH")
+NO_LIMIT_S = (2**31 - 1) / 1000  # the specification's example of "a very long time"
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    pids: tuple[int, ...] = ()
+    """Processes to trace; what they fork is traced with them."""
+    ports: tuple[int, ...] = ()
+    """TCP ports: whoever listens on one is traced, on that port's connections only."""
+
+    def __post_init__(self) -> None:
+        for pid in self.pids:
+            if pid < 1:
+                raise ValueError(f"pids: want 1 or more, got {pid}")
+        for port in self.ports:
+            if not 1 <= port <= 65535:
+                raise ValueError(f"ports: want 1 to 65535, got {port}")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportTarget:
+    """Where one signal goes, over OTLP/gRPC. Set under `export` for both, or under one of them."""
+
+    endpoint: str = "http://localhost:4317"
+    """A collector's OTLP/gRPC receiver: http://HOST:PORT, https://HOST:PORT, or HOST:PORT."""
+    insecure: bool = False
+    """Without TLS, if the endpoint does not say http:// or https://."""
+    certificate: Path | None = None
+    """PEM file of who may have signed the collector's certificate; else the usual ones."""
+    client_key: Path | None = None
+    """PEM file of the key with which we identify ourselves to the collector."""
+    client_certificate: Path | None = None
+    """PEM file of the certificate that goes with client_key."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Sent with every request; their values are never printed."""
+    compression: str = "none"
+    """gzip or none."""
+    timeout_s: float = 10.0
+    """How long one attempt to deliver a batch may take; a batch that failed stays in the queue."""
+
+    def __post_init__(self) -> None:
+        if not _is_endpoint(self.endpoint):
+            raise ValueError(f"endpoint: want http://HOST:PORT, https://HOST:PORT or HOST:PORT, got {self.endpoint!r}")
+        for name, value in self.headers.items():
+            if not re.fullmatch(r"[0-9A-Za-z_.-]+", name):
+                raise ValueError(f"headers: {name!r} cannot be the name of a header")
+            if not (value.isascii() and value.isprintable()):
+                raise ValueError(f"headers: the value of {name!r} is not printable ASCII")
+        object.__setattr__(self, "headers", {name.lower(): value for name, value in self.headers.items()})
+        if self.compression not in ("gzip", "none"):
+            raise ValueError(f"compression: want gzip or none, got {self.compression!r}")
+        _more_than_0(self, "timeout_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    queue_bytes: int = 32 << 20
+    """Encoded batches held while a collector is away. The oldest are dropped, and counted."""
+    max_request_bytes: int = 3_500_000
+    """Larger batches are sent in parts: a collector takes no more than 4 MiB at once."""
+    traces: ExportTarget = field(default_factory=ExportTarget)
+    metrics: ExportTarget = field(default_factory=ExportTarget)
+
+    def __post_init__(self) -> None:
+        _more_than_0(self, "max_request_bytes")
+        if self.queue_bytes < self.max_request_bytes:
+            least = f"max_request_bytes ({self.max_request_bytes}) or more"
+            raise ValueError(f"queue_bytes: want {least}, got {self.queue_bytes}")
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    interval_s: float = 60.0
+    """How often metrics are exported."""
+    max_series: int = 2000
+    """Of one metric; what comes later is counted in one with otel.metric.overflow=true."""
+
+    def __post_init__(self) -> None:
+        _more_than_0(self, "interval_s", "max_series")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    select: Select = field(default_factory=Select)
+    outputs: tuple[str, ...] = ("otlp",)
+    """Where to: otlp (as `export` says), console, file:PATH (OTLP JSON lines; file:- is stdout)."""
+    tick_s: float = 0.1
+    """How often what the kernel has collected is fetched."""
+    export: Export = field(default_factory=Export)
+    metrics: Metrics = field(default_factory=Metrics)
+    probes: Mapping[str, Any] = field(default_factory=dict)
+    """Every probe's own configuration, by the probe's name."""
+
+    def __post_init__(self) -> None:
+        if not self.outputs:
+            raise ValueError(f"outputs: want at least one of {', '.join(OUTPUTS)}")
+        for each in self.outputs:
+            try:
+                output(each)
+            except ValueError as e:
+                raise ValueError(f"outputs: {e}") from e
+        _more_than_0(self, "tick_s")
+
+
+def output(where: str) -> str:
+    """Return *where* unchanged if it names an output.
+
+    Raises:
+        ValueError: It does not.
+    """
+    kind, colon, path = where.partition(":")
+    if where in ("otlp", "console") or (kind == "file" and path):
+        return where
+    if kind == "file":
+        raise ValueError(f"{where!r} has no path: want file:PATH, or file:- for stdout")
+    near = did_you_mean(kind + colon, OUTPUTS) or f": want {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}"
+    raise ValueError(f"{where!r} is no output{near}")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    near = get_close_matches(word, known, 1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key as it took effect."""
+
+    key: str
+    value: Any
+    default: Any
+    source: str
+    """"default", or the name of the file, the variable or the flag."""
+    doc: str
+
+
+Flags = Mapping[str, tuple[str, Any]]
+
+
+def load(path: Path | None, environ: Mapping[str, str], probes: Mapping[str, type], flags: Flags) -> Config:
+    """Read the file, if any, and put the variables and the flags over it.
+
+    Args:
+        path: A YAML file, or None.
+        environ: Of it, OTEL_EXPORTER_OTLP_* and OTEL_METRIC_EXPORT_INTERVAL count.
+        probes: Every probe's config class, by the probe's name.
+        flags: Flag and value by dotted key: {"select.ports": ("--port", (80,))}.
+
+    Raises:
+        ConfigError: Unreadable, malformed, or with an unknown key or a value that cannot be.
+    """
+    built = _build(_schema(probes), _merged(path, environ, probes, flags)[0])
+    values = {each.name: getattr(built, each.name) for each in fields(Config)}
+    return Config(**{**values, "probes": {name: getattr(built.probes, name) for name in probes}})
+
+
+def settings(
+    path: Path | None, environ: Mapping[str, str], probes: Mapping[str, type], flags: Flags
+) -> Iterator[Setting]:
+    """Yield every key there is, in the order of the classes, as `load` would set it. Raises as `load`."""
+    schema = _schema(probes)
+    values, sources = _merged(path, environ, probes, flags)
+    effective, default = _build(schema, values), _build(schema, {})
+    for key, doc in _leaves(schema):
+        read = attrgetter(key)
+        yield Setting(key, read(effective), read(default), sources.get(key, "default"), doc)
+
+
+_Values = dict[str, Any]  # by dotted key
+
+
+def _merged(
+    path: Path | None, environ: Mapping[str, str], probes: Mapping[str, type], flags: Flags
+) -> tuple[_Values, dict[str, str]]:
+    """Return what is not left at its default, and where it came from."""
+    values = _from_file(path, _schema(probes)) if path else {}
+    sources = dict.fromkeys(values, str(path))
+    for key, (source, value) in (*_from_environment(environ), *flags.items()):
+        values[key], sources[key] = value, source
+    if "otlp" in values.get("outputs", Config().outputs):
+        _refuse_other_protocols(environ)
+    return values, sources
+
+
+# ---- classes ------------------------------------------------------------------------------------
+
+
+def _schema(probes: Mapping[str, type]) -> type:
+    """Make the class Config with a field for every probe."""
+    tables = make_dataclass("Probes", [(name, cls, field(default_factory=cls)) for name, cls in probes.items()])
+    return make_dataclass("Schema", [("probes", tables, field(default_factory=tables))], bases=(Config,), frozen=True)
+
+
+def _build(cls: Any, values: Mapping[str, Any], *, origin: str = "", prefix: str = "") -> Any:
+    """Make a *cls* of the values whose dotted keys begin with *prefix*; *origin* is where a refused one stands."""
+    arguments = {}
+    for name, want in get_type_hints(cls).items():
+        key = prefix + name
+        if is_dataclass(want):
+            arguments[name] = _build(want, values, origin=origin, prefix=f"{key}.")
+        elif key in values:
+            arguments[name] = values[key]
+    try:
+        return cls(**arguments)
+    except ValueError as e:
+        raise ConfigError(_path(origin, prefix) + str(e)) from e
+    except ConfigError as e:  # from a class that knows its own path
+        raise ConfigError(_path(origin, "") + str(e)) from e
+
+
+def _path(origin: str, prefix: str) -> str:
+    return (f"{origin}: " if origin else "") + prefix.replace(".", ": ")
+
+
+def _leaves(cls: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    docs = _docs(cls)
+    for name, want in get_type_hints(cls).items():
+        if is_dataclass(want):
+            yield from _leaves(want, f"{prefix}{name}.")
+        else:
+            yield prefix + name, docs.get(name, "")
+
+
+def _docs(cls: type) -> dict[str, str]:
+    """Return the docstrings of a class's fields: the strings that follow them in its source."""
+    docs = {}
+    for each in reversed(cls.__mro__):
+        try:
+            source = textwrap.dedent(inspect.getsource(each))
+        except (OSError, TypeError):  # built in, or made here
+            continue
+        for declaration, text in pairwise(ast.parse(source).body[0].body):  # type: ignore[attr-defined]
+            match declaration, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
+                    docs[name] = inspect.cleandoc(doc)
+    return docs
+
+
+def _more_than_0(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value <= 0:
+            raise ValueError(f"{name}: want more than 0, got {value}")
+
+
+def _is_endpoint(text: str) -> bool:
+    if not text or any(each.isspace() for each in text):
+        return False
+    if not text.startswith(("http://", "https://")):
+        return True  # HOST:PORT, or a form of gRPC's own, such as unix:PATH
+    try:
+        parts = urlsplit(text)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of .port
+        return False
+
+
+# ---- the file -----------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value}: is there twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _from_file(path: Path, schema: type) -> _Values:
+    try:
+        raw = yaml.load(path.read_bytes(), _Loader)  # noqa: S506 - it is a SafeLoader
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot be read: {(e.strerror or str(e)).lower()}") from e
+    except yaml.MarkedYAMLError as e:
+        line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
+        raise ConfigError(f"{path}{line}: {e.problem}") from e
+    except yaml.YAMLError as e:  # bytes that are no text
+        raise ConfigError(f"{path}: is not YAML: {str(e).splitlines()[0]}") from e
+    values = _checked(schema, raw, str(path), "")
+    # what stands under `export` is for every signal that does not say otherwise
+    shared = {name: values.pop(f"export.{name}") for name in _keys(ExportTarget) if f"export.{name}" in values}
+    _build(
+        ExportTarget, {f"export.{name}": value for name, value in shared.items()}, origin=str(path), prefix="export."
+    )
+    for signal in SIGNALS:
+        for name, value in shared.items():
+            values.setdefault(f"export.{signal}.{name}", value)
+    _build(schema, values, origin=str(path))
+    return values
+
+
+def _keys(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls) | (get_type_hints(ExportTarget) if cls is Export else {})
+
+
+def _checked(cls: Any, raw: Any, origin: str, prefix: str) -> _Values:
+    """Turn YAML's plain values into the fields' types, by dotted key, refusing what *cls* does not declare."""
+    known, values = _keys(cls), _Values()
+    if raw is None:  # a table with nothing in it, yet
+        return values
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{_path(origin, prefix)}want a table ({', '.join(known)}), got {_shown(raw)}")
+    for key, value in raw.items():
+        if key not in known:
+            raise ConfigError(f"{_path(origin, prefix)}{key}: unknown key{did_you_mean(str(key), known)}")
+        if is_dataclass(known[key]):
+            values |= _checked(known[key], value, origin, f"{prefix}{key}.")
+        else:
+            values[prefix + key] = _typed(known[key], value, _path(origin, f"{prefix}{key}."))
+    return values
+
+
+def _typed(want: Any, value: Any, where: str) -> Any:
+    """Return *value* as the field's type has it, or refuse it."""
+    kind, of = get_origin(want), get_args(want)
+    if kind is UnionType:  # X | None
+        return None if value is None else _typed(of[0], value, where)
+    if kind in (tuple, list) and isinstance(value, list):
+        return kind(_typed(of[0], each, where) for each in value)
+    if kind is Mapping:  # of headers, which may be secret: never shown
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}want mapping of str to str, got {type(value).__name__}")
+        for name, each in value.items():
+            if type(name) is not str or type(each) is not str:
+                raise ConfigError(f"{where}{name}: want str, got {type(each).__name__}: put it in quotes")
+        return value
+    if want is float and type(value) is int:
+        return float(value)
+    if want is Path and isinstance(value, str) and value:
+        return Path(value)
+    if type(value) is not want or (want is float and not math.isfinite(value)):
+        raise ConfigError(f"{where}want {_named(want)}, got {_shown(value)}")
+    return value
+
+
+def _named(want: Any) -> str:
+    kind, of = get_origin(want), get_args(want)
+    if kind in (tuple, list):
+        return f"list of {_named(of[0])}"
+    return "path" if want is Path else str(want.__name__)
+
+
+_shortly = Repr()
+_shortly.maxstring = _shortly.maxother = 80
+_shown = _shortly.repr
+
+
+# ---- the environment ----------------------------------------------------------------------------
+
+
+def _milliseconds(text: str) -> float:
+    if not re.fullmatch("[0-9]{1,12}", text):
+        raise ValueError(f"want a whole number of milliseconds, got {text!r}")
+    return int(text) / 1000
+
+
+def _headers(text: str) -> dict[str, str]:
+    headers = {}
+    for i, item in enumerate(text.split(","), 1):
+        name, equals, value = (unquote(each.strip()) for each in item.partition("="))
+        if item.strip() and not (equals and name):  # not shown: it may be a secret
+            raise ValueError(f"item {i} is not NAME=VALUE")
+        if item.strip():
+            headers[name] = value
+    return headers
+
+
+_VARIABLES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "ENDPOINT": ("endpoint", str),
+    "INSECURE": ("insecure", lambda text: text.lower() == "true"),
+    "CERTIFICATE": ("certificate", Path),
+    "CLIENT_KEY": ("client_key", Path),
+    "CLIENT_CERTIFICATE": ("client_certificate", Path),
+    "HEADERS": ("headers", _headers),
+    "COMPRESSION": ("compression", str),
+    "TIMEOUT": ("timeout_s", lambda text: _milliseconds(text) or NO_LIMIT_S),
+}
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, Any]]]:
+    """Yield key, variable and value; of two for one key the later counts. Empty is not set."""
+    for infix, signals in (("", SIGNALS), *((f"{each.upper()}_", (each,)) for each in SIGNALS)):
+        for suffix, (name, parse) in _VARIABLES.items():
+            variable = f"OTEL_EXPORTER_OTLP_{infix}{suffix}"
+            for value in _variable(environ, variable, ExportTarget, name, parse):
+                yield from ((f"export.{signal}.{name}", (variable, value)) for signal in signals)
+    variable = "OTEL_METRIC_EXPORT_INTERVAL"
+    for value in _variable(environ, variable, Metrics, "interval_s", _milliseconds):
+        yield "metrics.interval_s", (variable, value)
+
+
+def _variable(
+    environ: Mapping[str, str], variable: str, cls: type, name: str, parse: Callable[[str], Any]
+) -> Iterator[Any]:
+    """Yield the variable's value if it has one that the field takes."""
+    text = environ.get(variable, "").strip()
+    if not text:
+        return
+    try:
+        value = parse(text)
+        cls(**{name: value})
+    except ValueError as e:
+        message = f"{variable}: {str(e).removeprefix(f'{name}: ')}"
+        # by the specification, numbers and names from a list are warned of, and then as good as not set
+        if name not in ("compression", "timeout_s", "interval_s"):
+            raise ConfigError(message) from e
+        logger.warning("%s; ignored", message)
+    else:
+        yield value
+
+
+def _refuse_other_protocols(environ: Mapping[str, str]) -> None:
+    for signal in SIGNALS:
+        for infix in (f"{signal.upper()}_", ""):
+            variable = f"OTEL_EXPORTER_OTLP_{infix}PROTOCOL"
+            protocol = environ.get(variable, "").strip()
+            if protocol not in ("", "grpc"):
+                raise ConfigError(
+                    f"{variable}: only grpc is supported, got {protocol!r}: set it to grpc,"
+                    f" and OTEL_EXPORTER_OTLP_{infix}ENDPOINT to the collector's gRPC port, usually 4317"
+                )
+            if protocol:
+                break

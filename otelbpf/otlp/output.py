@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where encoded requests go."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from otelbpf.config import ExportTarget
+from otelbpf.otlp.exporter import Exporter, Signal
+from otelbpf.otlp.queue import Counters, SendQueue
+
+
+class Output(Protocol):
+    """Takes serialized export requests. Never raises, and never holds up the caller for long."""
+
+    def traces(self, request: bytes, spans: int) -> None: ...
+    def metrics(self, request: bytes, points: int) -> None: ...
+    def close(self, deadline_s: float) -> None:
+        """Deliver what is left within *deadline_s* seconds; count what could not be."""
+
+
+class OtlpOutput:
+    """Sends to a Collector over gRPC; see queue.py for what happens while there is none.
+
+    Raises:
+        ConfigError: A file that a target names cannot be read.
+    """
+
+    def __init__(self, traces: ExportTarget, metrics: ExportTarget, queue_bytes: int = 64 << 20) -> None:
+        self._queue = SendQueue(Exporter(Signal.TRACES, traces), Exporter(Signal.METRICS, metrics), queue_bytes)
+        self.traces = self._queue.traces
+        self.metrics = self._queue.metrics
+        self.close = self._queue.close
+
+    @property
+    def counters(self) -> Counters:
+        return self._queue.counters()
