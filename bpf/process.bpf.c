@@ -20,7 +20,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 RING(process_events, 256 << 10);
 EVENT(process_event);
-RING(exec_events, 1 << 20);
+RING(exec_events, 512 << 10);
 EVENT(exec_event);
 
 /* An exec_event does not fit the stack. */

@@ -23,7 +23,7 @@ from otelbpf.native import features
 from otelbpf.otlp.encode import SpanEncoder
 from otelbpf.otlp.metrics import encode_metrics
 from otelbpf.otlp.output import OtlpOutput, Output
-from otelbpf.probe import Running
+from otelbpf.probe import Running, Tally
 from otelbpf.probes import PROBES
 
 log = logging.getLogger(__name__)
@@ -117,12 +117,15 @@ class Agent:
     def export_metrics(self) -> None:
         now_ns = time.time_ns()
         points = [each for probe in self.running.values() for each in probe.points(now_ns)]
-        tallies = {name: probe.tally() for name, probe in self.running.items()}
+        tallies = self.tallies()
         export = next((output.counters for output in self.outputs if isinstance(output, OtlpOutput)), None)
         own = telemetry.points(self.resource, tallies, export, self.start_ns, now_ns)
         for request, count in encode_metrics([*points, *own], self.config.export.max_request_bytes):
             for output in self.outputs:
                 output.metrics(request, count)
+
+    def tallies(self) -> dict[str, Tally]:
+        return {"process": self.host.tally()} | {name: probe.tally() for name, probe in self.running.items()}
 
     def finish(self) -> None:
         """Deliver everything seen so far, then say what became of it."""
@@ -135,8 +138,7 @@ class Agent:
 
     def _summary(self) -> str:
         said = []
-        for name, probe in self.running.items():
-            tally = probe.tally()
+        for name, tally in self.tallies().items():
             losses = {"malformed": tally.malformed} | {f"lost ({reason})": n for reason, n in tally.lost.items()}
             losses |= {f"not covered ({kind})": n for kind, n in tally.uncovered.items()}
             counts = [f"{tally.seen} events seen", *(f"{n} {what}" for what, n in losses.items() if n)]

@@ -18,6 +18,7 @@ from otelbpf.identity import Processes
 from otelbpf.model import Resource
 from otelbpf.native._shim import lib
 from otelbpf.native.object import Object, Ring, map_set
+from otelbpf.probe import Tally
 
 HOOKS = ("process_fork", "process_exec", "process_exit")
 RULE = (1).to_bytes(4, "little")
@@ -36,6 +37,7 @@ class Host:
     def __init__(self, ports: Sequence[int], max_series: int) -> None:
         self.max_series = max_series
         self.constants: Mapping[str, int] = {"agent_pid": os.getpid(), "ports_selected": bool(ports)}
+        self.generation = 0
         self.processes = Processes()
         self._offset = _clock_offset()
         self.kernel = Object("process")
@@ -82,7 +84,8 @@ class Host:
         # Rare by nature: rows are objects here. Execs first: a child inherits what its parent is by then.
         for e in self._exec_ring.events(self._exec_layout):
             args, env = e["args"].tobytes()[: e["args_len"]], e["env"].tobytes()[: e["env_len"]]
-            self.processes.exec(int(e["pid"]), int(e["start_ns"]), e["comm"], e["filename"], args, env)
+            who = int(e["pid"]), int(e["start_ns"])
+            self.generation += self.processes.exec(*who, e["comm"], e["filename"], args, env)
         for e in self._process_ring.events(self._process_layout):
             if e["kind"] == lib.PROCESS_FORK:
                 self.processes.fork(int(e["pid"]), int(e["start_ns"]), int(e["parent_pid"]))
@@ -98,9 +101,11 @@ class Host:
     def living(self) -> AbstractSet[Resource]:
         return self.processes.living()
 
-    def lost(self) -> int:
-        """Process events that found no room."""
-        return self.kernel.counter("process_events_lost") + self.kernel.counter("exec_events_lost")
+    def tally(self) -> Tally:
+        rings = ("process_events", "exec_events")
+        seen = sum(self.kernel.counter(f"{ring}_seen") for ring in rings)
+        lost = sum(self.kernel.counter(f"{ring}_lost") for ring in rings)
+        return Tally(seen=seen, handled=seen - lost, lost={"ring": lost})
 
     def close(self) -> None:
         self._process_ring.close()

@@ -66,6 +66,28 @@ class SpanShape:
     trace_state: str = ""
     columns: tuple[str, ...] = ()
     """Names of the batch's columns that these spans carry as attributes."""
+    base: SpanShape | None = None
+    """Whose attributes these spans carry too, and whose everything else is the same.
+
+    Shapes that differ in few attributes share a base: it is encoded once.
+    """
+
+    def having(self, attributes: Attributes) -> SpanShape:
+        """A shape like this one, with *attributes* in addition. This one must have no base."""
+        return SpanShape(
+            self.resource,
+            self.name,
+            self.kind,
+            attributes,
+            self.status,
+            self.has_parent,
+            self.trace_state,
+            self.columns,
+            self,
+        )
+
+    def all_attributes(self) -> Attributes:
+        return {**self.base.attributes, **self.attributes} if self.base else self.attributes
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ class Context(Protocol):
     constants: Mapping[str, int]
     """Values of the constants that every probe's object declares (bpf/target.bpf.h)."""
     max_series: int
+    generation: int
+    """Grows when a process that had a Resource became another program: ask for Resources again."""
 
     def unix_ns(self, kernel_ns: NDArray[Any]) -> NDArray[Any]:
         """CLOCK_MONOTONIC to Unix time, both uint64 nanoseconds."""

@@ -86,16 +86,20 @@ class Processes:
 
     def exec(  # noqa: PLR0917 - the event's fields, in its order
         self, pid: int, start_ns: int, comm: bytes, filename: bytes, args: bytes, environ: bytes
-    ) -> None:
+    ) -> bool:
         """Replace what was known: the process has become another program.
 
         *comm* and *filename* (as given to execve; of a script, the script) end
         at their first NUL. In *args* and *environ* every string ends in one: a
         last string without is taken as cut off, and not used.
+
+        Returns:
+            Whether somebody was given the Resource of what it was before.
         """
         process = self._process(self._key(pid, start_ns))
         process.image = _image(_text(comm), _executable(filename, args), args, environ)
-        process.resource = None
+        known, process.resource = process.resource, None
+        return known is not None
 
     def fork(self, pid: int, start_ns: int, parent_pid: int) -> None:
         """Let *pid* be what its parent is, until it execs."""

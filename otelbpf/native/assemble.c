@@ -731,7 +731,9 @@ uint32_t otb_http_feed(otb_http *h, const uint8_t *records, uint32_t len)
 			continue;
 		}
 		memcpy(&e, body, sizeof(e));
-		heads = e.flags & EXCHANGE_RESENT ? 0 : (uint32_t)e.request_len + e.response_len;
+		heads = e.flags & EXCHANGE_RESENT && e.reason != EXCHANGE_OPEN
+				? 0
+				: (uint32_t)e.request_len + e.response_len;
 		if (heads > size - sizeof(e) || heads > MAX_HEADS ||
 		    e.request_len > EXCHANGE_REQUEST_LEN ||
 		    e.response_len > EXCHANGE_RESPONSE_LEN || e.request_len > e.request_bytes ||

@@ -22,14 +22,14 @@ enum http_error {
 /* Everything that rows may share; 0 wherever unknown. Text is an id of otb_http_string(). */
 struct http_shape {
 	uint64_t process_start_ns; /* CLOCK_BOOTTIME */
+	uint32_t path;             /* this and the next three have the most distinct values */
+	uint32_t query;            /* only when asked for */
+	uint32_t user_agent;
+	uint32_t peer_addr; /* 16 raw bytes */
 	uint32_t pid;
 	uint32_t method; /* as sent */
-	uint32_t path;
-	uint32_t query; /* only when asked for */
 	uint32_t host;
-	uint32_t user_agent;
 	uint32_t trace_state;
-	uint32_t peer_addr;  /* 16 raw bytes */
 	uint32_t local_addr; /* 16 raw bytes; a server without a Host header */
 	uint16_t local_port; /* a server's */
 	uint16_t peer_port;  /* a client's: the server's port */

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from otelbpf.native.layout import dtype
 
 ROW = dtype("http_row")
 SHAPE = dtype("http_shape")
+Shape: Any = namedtuple("Shape", SHAPE.names)  # type: ignore[arg-type, misc]  # noqa: PYI024 - the header names the fields
+"""One ``struct http_shape`` as plain ints."""
 UNKNOWN = np.uint64(2**64 - 1)
 """A body size that the heads do not tell."""
 MAX_ROWS = 8192
@@ -57,13 +60,13 @@ class Assembler:
             if not full and len(rows) < MAX_ROWS:
                 return
 
-    def shapes(self, start: int) -> NDArray[Any]:
-        """The shapes from index *start* on: a copy."""
+    def shapes(self, start: int) -> list[Any]:
+        """The shapes from index *start* on, as `Shape`."""
         count = lib.otb_http_shapes(self._ptr) - start
         if count <= 0:
-            return np.empty(0, SHAPE)
+            return []
         first = lib.otb_http_shape(self._ptr, start)
-        return np.frombuffer(bytes(ffi.buffer(first, count * SHAPE.itemsize)), SHAPE)
+        return list(map(Shape._make, np.frombuffer(ffi.buffer(first, count * SHAPE.itemsize), SHAPE).tolist()))
 
     def string(self, string_id: int) -> bytes:
         """The bytes of an interned string; empty for id 0."""

@@ -12,6 +12,8 @@ from otelbpf.errors import LoadError, NotSupported
 from otelbpf.native.object import OBJECTS, Object, libbpf_version
 
 BTF = Path("/sys/kernel/btf/vmlinux")
+PID_NAMESPACE = Path("/proc/self/ns/pid")
+INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO in include/linux/proc_ns.h
 CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 19, 21, 38, 39
 
 LOST_WITHOUT = {
@@ -44,7 +46,7 @@ def require() -> None:
     Raises:
         NotSupported: A privilege or the kernel's type information is missing.
     """
-    for feature in (_privileges(), _btf()):
+    for feature in (_privileges(), _btf(), _pid_namespace()):
         if not feature.ok:
             raise NotSupported(f"{feature.name}: {feature.detail}; {feature.advice}")
 
@@ -59,6 +61,7 @@ def check() -> list[Feature]:
         Feature("libbpf", ok=True, detail=libbpf_version()),
         _privileges(),
         _btf(),
+        _pid_namespace(),
         _ptrace(),
     ]
     if all(feature.ok for feature in found if feature.needed):
@@ -92,6 +95,18 @@ def _btf() -> Feature:
         return Feature("BTF", ok=True, detail=str(BTF))
     return Feature(
         "BTF", ok=False, detail=f"{BTF} is missing", advice="use a kernel built with CONFIG_DEBUG_INFO_BTF=y"
+    )
+
+
+def _pid_namespace() -> Feature:
+    """The kernel tells the initial namespace's pids; /proc here must speak of the same."""
+    if PID_NAMESPACE.stat().st_ino == INITIAL_PID_NAMESPACE:
+        return Feature("PID namespace", ok=True, detail="the host's")
+    return Feature(
+        "PID namespace",
+        ok=False,
+        detail="not the host's, so process ids would not match the kernel's",
+        advice="run in it: hostPID: true in Kubernetes, --pid=host in Docker",
     )
 
 

@@ -120,7 +120,8 @@ class SpanEncoder:
     def _template(self, shape: SpanShape) -> Template:
         known = self.templates.get(shape)
         if known is None:
-            known = self.templates[shape] = template(shape)
+            base = self._template(shape.base) if shape.base else None
+            known = self.templates[shape] = template(shape, base)
         return known
 
     def _resource(self, resource: Resource) -> bytes:

@@ -46,7 +46,9 @@ STATUSES = {
 }
 
 
-def template(shape: SpanShape) -> Template:
+def template(shape: SpanShape, base: Template | None) -> Template:
+    if base:
+        return Template(base.layout, base.tail + attributes(ATTRIBUTE, shape.attributes.items()))
     state = text(3, shape.trace_state) if shape.trace_state else b""
     constants = attributes(ATTRIBUTE, shape.attributes.items())
     tail = state + text(5, shape.name) + KINDS[shape.kind] + constants + STATUSES[shape.status]

@@ -18,7 +18,16 @@ from otelbpf.native._shim import ffi, lib
 from otelbpf.native.assembler import UNKNOWN, Assembler
 from otelbpf.native.object import Object, Ring
 from otelbpf.probe import Context, Probe, Tally
-from otelbpf.protocols.http1 import DURATION_BOUNDS_S, FIRST_BYTE, PEER_PORT, SIZE_BOUNDS, Role, describe
+from otelbpf.protocols.http1 import (
+    DURATION_BOUNDS_S,
+    FIRST_BYTE,
+    PEER_PORT,
+    SIZE_BOUNDS,
+    Described,
+    Known,
+    Role,
+    describe,
+)
 from otelbpf.protocols.routes import Routes
 
 SCOPE = Scope("otelbpf.http", __version__)
@@ -78,7 +87,7 @@ class Exchange:
     """The probe, running."""
 
     def __init__(self, config: ExchangeConfig, context: Context) -> None:
-        self.context = context
+        self.context, self.generation = context, context.generation
         self.routes = Routes(config.routes)
         self.meters = {role: Meter(role.name.lower(), context.max_series, context) for role in Role}
         self.assembler = Assembler(self._forget, keep_query=config.url_query)
@@ -113,6 +122,9 @@ class Exchange:
         while more:
             records, size, more = self.ring.drain()
             self.context.catch_up()
+            if self.generation != self.context.generation:
+                self.generation = self.context.generation
+                self.assembler.forget()
             for rows in self.assembler.feed(records, size):
                 yield from self._batches(rows)
                 self._ignore()
@@ -127,6 +139,8 @@ class Exchange:
     def _forget(self) -> None:
         """Shape indices begin again."""
         self.shapes: list[SpanShape] = []
+        self.known: Known = {}
+        self.numbers: dict[int, int] = {}
         self.role = np.empty(0, np.uint8)
         self.series = np.empty(0, np.int64)
         self.foreign = np.empty(0, np.bool_)
@@ -135,22 +149,28 @@ class Exchange:
     def _learn(self) -> None:
         """Describe the shapes that this feed was the first to see."""
         new = self.assembler.shapes(len(self.shapes))
-        if not len(new):
+        if not new:
             return
         roles, series, foreign = [], [], []
         for shape in new:
-            who = int(shape["pid"]), int(shape["process_start_ns"])
-            resource = self.context.resource(*who)
-            described = describe(shape, self.assembler.string, resource, self.routes)
+            described = describe(shape, self.assembler.string, self.context.resource, self.routes, self.known)
             roles.append(described.role)
-            series.append(self.meters[described.role].table.index(resource, described.metric))
+            series.append(self._series_of(described))
             foreign.append(described.foreign)
-            if described.foreign and (ids := self.context.outside_contexts(*who)):
+            if described.foreign and (ids := self.context.outside_contexts(shape.pid, shape.process_start_ns)):
                 self.outside[len(self.shapes)] = sorted(ids)
             self.shapes.append(described.span)
         self.role = np.concatenate([self.role, np.array(roles, np.uint8)])
         self.series = np.concatenate([self.series, np.array(series, np.int64)])
         self.foreign = np.concatenate([self.foreign, np.array(foreign, np.bool_)])
+
+    def _series_of(self, described: Described) -> int:
+        key = id(described.metric)  # one object for all shapes that differ in details only; self.known keeps it
+        number = self.numbers.get(key)
+        if number is None:
+            table = self.meters[described.role].table
+            number = self.numbers[key] = table.index(described.span.resource, described.metric)
+        return number
 
     def _batches(self, rows: NDArray[Any]) -> Iterator[SpanBatch]:
         if not len(rows):

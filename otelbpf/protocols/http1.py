@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from ipaddress import IPv6Address
-from typing import Any
+from typing import Any, NamedTuple
 
 from otelbpf.model import Attributes, Kind, Resource, SpanShape, Status, Value
 from otelbpf.protocols.routes import Routes
@@ -47,84 +46,101 @@ class Role(IntEnum):
     CLIENT = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Described:
+class Described(NamedTuple):
     span: SpanShape
     metric: Attributes
     role: Role
     foreign: bool
     """The request's traceparent names a span of this very process: an SDK reports this request."""
+    origin: str
+    """What the request's URL begins with, up to its path."""
 
 
-def describe(shape: Any, string: Callable[[int], bytes], resource: Resource, routes: Routes) -> Described:
-    """Turn one ``struct http_shape`` into what its spans and its metric points have in common.
+Known = dict[tuple[Any, ...], Described]
+"""What was described already, by everything that matters but a shape's details."""
+
+
+def describe(
+    shape: Any, string: Callable[[int], bytes], resource: Callable[[int, int], Resource], routes: Routes, known: Known
+) -> Described:
+    """Turn one `assembler.Shape` into what its spans and its metric points have in common.
 
     Args:
-        shape: One row of the shape array.
         string: An interned string's bytes, by id.
+        resource: A process's, by pid and start time.
+        known: Kept by the caller for as long as *string*'s ids hold.
     """
+    path, peer = _text(string(shape.path)), address(string(shape.peer_addr))
+    route = routes.match(path) if shape.role == Role.SERVER else ""
+    # A client's peer names the server when no Host header does.
+    key = (*shape[:1], *shape[5:], route, 0 if shape.host else shape.peer_addr)
+    common = known.get(key)
+    if common is None:
+        common = known[key] = _common(shape, string, resource(shape.pid, shape.process_start_ns), route)
 
-    def text(field: str) -> str:
-        return string(int(shape[field])).decode("utf-8", "replace")
+    query = _text(string(shape.query))
+    details: dict[str, Value] = {"network.peer.address": peer}
+    if common.role is Role.SERVER:
+        details |= {"url.path": path, "client.address": peer}
+        if query:
+            details["url.query"] = query
+        if shape.user_agent:
+            details["user_agent.original"] = _text(string(shape.user_agent))
+    else:
+        details["url.full"] = common.origin + (path if path.startswith("/") else "") + (f"?{query}" if query else "")
+    return Described(common.span.having(details), *common[1:])
 
-    role, parent = Role(int(shape["role"])), Parent(int(shape["parent"]))
-    method, status = METHODS[shape["method_id"]], int(shape["status"])
+
+def _common(shape: Any, string: Callable[[int], bytes], resource: Resource, route: str) -> Described:
+    role, parent = Role(shape.role), Parent(shape.parent)
+    method = METHODS[shape.method_id]
     name = "HTTP" if method == "_OTHER" else method
-    path, peer = text("path"), address(string(int(shape["peer_addr"])))
-    host, port = split_host(text("host"))
+    host, port = split_host(_text(string(shape.host)))
     if not host:
-        host = peer if role is Role.CLIENT else address(string(int(shape["local_addr"])))
-        port = int(shape["peer_port" if role is Role.CLIENT else "local_port"])
+        host = address(string(shape.peer_addr if role is Role.CLIENT else shape.local_addr))
+        port = shape.peer_port if role is Role.CLIENT else shape.local_port
     server: Attributes = {"server.address": host, "server.port": port} if host else {}
 
-    common = _outcome(shape, method, role)
-    span = {**common, **server, "network.peer.address": peer}
-    metric = {**common, "url.scheme": "http"}
+    outcome = _outcome(shape, method, role)
+    span = {**outcome, **server}
+    metric = {**outcome, "url.scheme": "http"}
     if method == "_OTHER":
-        span["http.request.method_original"] = text("method")
+        span["http.request.method_original"] = _text(string(shape.method))
     if parent is not Parent.none:
         span["otelbpf.correlation.method"] = parent.name
     if role is Role.SERVER:
-        found = {
-            "url.query": text("query"),
-            "user_agent.original": text("user_agent"),
-            "http.route": routes.match(path),
-        }
-        span |= {"url.scheme": "http", "url.path": path, "client.address": peer}
-        span |= {key: value for key, value in found.items() if value}
-        if route := found["http.route"]:
-            metric["http.route"] = route
-            name = f"{name} {route}"
+        span["url.scheme"] = "http"
     else:
-        span["url.full"] = full_url(host, port, path, text("query"))
         metric |= server
+    if route:
+        span["http.route"] = metric["http.route"] = route
     return Described(
         span=SpanShape(
             resource=resource,
-            name=name,
+            name=f"{name} {route}" if route else name,
             kind=Kind[role.name],
             attributes=span,
-            status=Status.ERROR if "error.type" in common else Status.UNSET,
+            status=Status.ERROR if "error.type" in outcome else Status.UNSET,
             has_parent=parent is not Parent.none,
-            trace_state=text("trace_state"),
-            columns=(PEER_PORT, FIRST_BYTE) if status else (PEER_PORT,),
+            trace_state=_text(string(shape.trace_state)),
+            columns=(PEER_PORT, FIRST_BYTE) if shape.status else (PEER_PORT,),
         ),
         metric=metric,
         role=role,
         foreign=role is Role.CLIENT and parent is Parent.http1_header,
+        origin=_origin(host, port),
     )
 
 
 def _outcome(shape: Any, method: str, role: Role) -> dict[str, Value]:
     """The attributes that spans and metrics share."""
-    status, version = int(shape["status"]), int(shape["version"])
     attributes: dict[str, Value] = {"http.request.method": method}
-    if status:
-        attributes["http.response.status_code"] = status
-    if error := error_type(int(shape["error"]), status, role):
+    if shape.status:
+        attributes["http.response.status_code"] = shape.status
+    if error := error_type(shape.error, shape.status, role):
         attributes["error.type"] = error
-    if version:
-        attributes["network.protocol.version"] = f"{version // 10}.{version % 10}"
+    if shape.version:
+        attributes["network.protocol.version"] = f"{shape.version // 10}.{shape.version % 10}"
     return attributes
 
 
@@ -144,10 +160,14 @@ def split_host(host: str) -> tuple[str, int]:
     return name.removeprefix("[").removesuffix("]"), number
 
 
-def full_url(host: str, port: int, path: str, query: str) -> str:
+def _origin(host: str, port: int) -> str:
+    """What a URL begins with, up to its path."""
     host = f"[{host}]" if ":" in host else host
-    at = host if port == HTTP_PORT else f"{host}:{port}"
-    return f"http://{at}{path if path.startswith('/') else ''}" + (f"?{query}" if query else "")
+    return f"http://{host}" if port == HTTP_PORT else f"http://{host}:{port}"
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
 
 
 @lru_cache(4096)

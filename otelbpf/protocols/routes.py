@@ -22,7 +22,10 @@ class Routes:
 
     def match(self, path: str) -> str:
         """Return the pattern, or '' when none matches."""
-        return next((pattern for pattern, regex in self._routes if regex.fullmatch(path)), "")
+        for pattern, regex in self._routes:
+            if regex.fullmatch(path):
+                return pattern
+        return ""
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
