@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 DRAIN_S = 5.0
 """After SIGTERM everything seen before it is delivered within this time, or counted as dropped."""
+MIN_TICK_S = 0.02
+"""Between two ticks, however full the rings are: smaller batches cost more than they help."""
 COMMAND_GRACE_S = 3.0
 """How long a traced command may take to end after the SIGTERM that we pass on."""
 
@@ -78,33 +80,45 @@ class Agent:
         """Tick until a signal came or the command ended; return the exit status."""
         stopping_s: float | None = None
         next_metrics_s = time.monotonic() + self.config.metrics.interval_s
-        with DefaultSelector() as waiting:
-            waiting.register(signals, EVENT_READ)
+        for number in self._ticks(signals, command):
+            self.tick()
+            now_s = time.monotonic()
+            if now_s >= next_metrics_s:
+                next_metrics_s = now_s + self.config.metrics.interval_s
+                self.export_metrics()
+            if number and not command:
+                return 0
+            if command and command.poll() is not None:
+                return 0 if stopping_s else command.status or 0
+            if command and number:
+                stopping_s = stopping_s or now_s + COMMAND_GRACE_S
+                command.signal(number)
+            if command and stopping_s and now_s >= stopping_s:
+                log.warning(
+                    "command %r (pid %d) still runs %g s after it was told to stop; leaving it",
+                    command.argv[0],
+                    command.pid,
+                    COMMAND_GRACE_S,
+                )
+                return 0
+        raise AssertionError
+
+    def _ticks(self, signals: socket.socket, command: Command | None) -> Iterator[int]:
+        """Wait for each tick; yield the signal that ended the wait, or 0."""
+        with DefaultSelector() as asked, DefaultSelector() as waiting:
+            for selector in (asked, waiting):
+                selector.register(signals, EVENT_READ)
+                if command:
+                    selector.register(command.fd, EVENT_READ)
             for probe in self.running.values():
                 for ring in probe.rings:
                     waiting.register(ring, EVENT_READ)  # over half full: an early tick
-            if command:
-                waiting.register(command.fd, EVENT_READ)
-            next_tick_s = time.monotonic() + self.config.tick_s
             while True:
-                ready = waiting.select(max(0.0, next_tick_s - time.monotonic()))
-                self.tick()
-                now_s = time.monotonic()
-                next_tick_s = now_s + self.config.tick_s
-                if now_s >= next_metrics_s:
-                    next_metrics_s = now_s + self.config.metrics.interval_s
-                    self.export_metrics()
-                if command and command.poll() is not None:
-                    return 0 if stopping_s else command.status or 0
-                if any(key.fileobj is signals for key, _ in ready):
-                    number = signals.recv(64)[-1]
-                    if command is None:
-                        return 0
-                    stopping_s = stopping_s or now_s + COMMAND_GRACE_S
-                    command.signal(number)
-                if stopping_s and now_s >= stopping_s:
-                    log.warning("command %r (pid %d) still runs after %s; leaving it", *_named(command), "SIGTERM")
-                    return 0
+                next_s = time.monotonic() + self.config.tick_s
+                # A ring that woke us once stays readable while it holds anything.
+                ready = asked.select(min(MIN_TICK_S, self.config.tick_s))
+                ready = ready or waiting.select(max(0.0, next_s - time.monotonic()))
+                yield signals.recv(64)[-1] if any(key.fileobj is signals for key, _ in ready) else 0
 
     def tick(self, *, last: bool = False) -> None:
         self.host.tick()
@@ -204,7 +218,3 @@ def _what(config: Config, argv: Sequence[str] | None) -> str:
 
 def _where(config: Config) -> str:
     return ", ".join(f"otlp ({config.export.traces.endpoint})" if each == "otlp" else each for each in config.outputs)
-
-
-def _named(command: Command | None) -> tuple[str, int]:
-    return (command.argv[0], command.pid) if command else ("", 0)
