@@ -24,7 +24,7 @@
 #include "span.bpf.h"
 #include "target.bpf.h"
 
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
+char LICENSE[] SEC("license") = "GPL";
 
 RING(exchange_events, 8 << 20);
 EVENT(exchange_event);
@@ -32,7 +32,6 @@ EVENT(exchange_command);
 
 __u64 exchange_untracked; /* exchanges not begun: `connections` was full */
 __u64 exchange_torn;      /* exchanges given up: two CPUs at once, see lock() */
-__u64 exchange_unpaired;  /* responses whose request was before our time */
 
 enum direction { SEND = 0, RECV = 1 };
 enum state { IDLE = 0, REQUEST = 1, RESPONSE = 2 };
@@ -45,9 +44,9 @@ struct connection {
 	__u8 ignored;
 	__u8 torn;
 	__u8 fresh;
-	__u8 announced; /* an EXCHANGE_OPEN went out */
-	__u8 swept;     /* an EXCHANGE_IDLE went out */
-	__u8 _pad;
+	__u8 announced;    /* an EXCHANGE_OPEN went out */
+	__u8 crowded;      /* one is to go out with the first bytes */
+	__u8 swept;        /* an EXCHANGE_IDLE went out */
 	__u64 swept_bytes; /* response bytes when it did */
 	struct exchange_event event;
 	__u8 heads[EXCHANGE_HEADS_LEN]; /* the request's, then the response's; follows the event on
@@ -110,20 +109,24 @@ static __always_inline void emit(struct connection *c, __u8 reason)
 }
 
 /* Tell user space the request's head early: a child will ask for its trace. */
+static __always_inline void emit_open(struct connection *c)
+{
+	__u64 size = c->event.request_len;
+
+	c->announced = 1;
+	c->event.reason = EXCHANGE_OPEN;
+	CLAMP(size, EXCHANGE_REQUEST_LEN);
+	OUTPUT(exchange_events, &c->event, sizeof(c->event) + size);
+}
+
 static __always_inline void announce(__u64 cookie, __u32 number)
 {
 	struct connection *c = bpf_map_lookup_elem(&connections, &cookie);
-	__u64 size;
 
 	if (!c || c->announced || !lock(c))
 		return;
-	if (!c->announced && c->state == REQUEST && c->event.number == number) {
-		c->announced = 1;
-		c->event.reason = EXCHANGE_OPEN;
-		size = c->event.request_len;
-		CLAMP(size, EXCHANGE_REQUEST_LEN);
-		OUTPUT(exchange_events, &c->event, sizeof(c->event) + size);
-	}
+	if (!c->announced && c->state == REQUEST && c->event.number == number)
+		emit_open(c);
 	unlock(c);
 }
 
@@ -237,6 +240,40 @@ static __always_inline void capture(struct connection *c, const struct buffer *b
 		e->request_tail = word;
 }
 
+/*
+ * While several inbound exchanges are open on a thread that sends requests too,
+ * as in a proxy, no parent can be told here. But their heads go out early, so
+ * that user space can recognise a traceparent that was handed on unchanged.
+ */
+static __always_inline void begin_work(struct connection *c)
+{
+	struct exchange_event *e = &c->event;
+	struct thread_exchanges *t = thread_exchanges_of(e->tid);
+
+	if (t && t->asks && t->open) {
+		if (t->open == 1)
+			announce(t->cookies, t->numbers);
+		c->crowded = 1;
+	}
+	thread_exchange_begin(e->tid, e->cookie, e->number);
+	c->open_tid = e->tid;
+}
+
+/* The one inbound exchange open on this thread is the parent; of several, none. */
+static __always_inline void find_parent(struct exchange_event *e)
+{
+	struct thread_exchanges *t = thread_exchanges_of(e->tid);
+
+	if (!t)
+		return;
+	t->asks = 1;
+	if (t->open != 1)
+		return;
+	e->parent_cookie = t->cookies;
+	e->parent_number = t->numbers;
+	announce(e->parent_cookie, e->parent_number);
+}
+
 static __always_inline void begin(struct connection *c, __u64 now, __u8 role)
 {
 	struct exchange_event *e = &c->event;
@@ -245,6 +282,7 @@ static __always_inline void begin(struct connection *c, __u64 now, __u8 role)
 
 	c->state = REQUEST;
 	c->announced = 0;
+	c->crowded = 0;
 	c->swept = 0;
 	e->number++;
 	e->start_ns = now;
@@ -266,12 +304,10 @@ static __always_inline void begin(struct connection *c, __u64 now, __u8 role)
 	e->error = 0;
 	e->role = role;
 	e->flags = c->fresh ? EXCHANGE_FRESH : 0;
-	if (role == EXCHANGE_SERVER) {
-		thread_exchange_begin(e->tid, e->cookie, e->number);
-		c->open_tid = e->tid;
-	} else if (thread_exchange(e->tid, &e->parent_cookie, &e->parent_number)) {
-		announce(e->parent_cookie, e->parent_number);
-	}
+	if (role == EXCHANGE_SERVER)
+		begin_work(c);
+	else
+		find_parent(e);
 }
 
 /* The first bytes of a message on a connection older than us. Anything else is the middle of
@@ -412,9 +448,9 @@ static __always_inline void on_data(struct sock *sk, const struct buffer *b, __u
 		capture(c, b, n, false);
 		e->request_bytes += n;
 		e->request_ns = now;
-	} else if (c->state == IDLE) {
-		__sync_fetch_and_add(&exchange_unpaired, 1);
-	} else {
+		if (c->crowded && !c->announced)
+			emit_open(c);
+	} else if (c->state != IDLE) { /* else the request was before our time, or nobody asked */
 		if (c->state == REQUEST) {
 			c->state = RESPONSE;
 			e->first_ns = now;

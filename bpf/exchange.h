@@ -21,7 +21,7 @@ enum exchange_reason {
 	EXCHANGE_NEXT = 1,   /* the next request began: this exchange is over */
 	EXCHANGE_CLOSED = 2, /* the connection ended: this exchange is over */
 	EXCHANGE_IDLE = 3,   /* the response paused; more of it may follow */
-	EXCHANGE_OPEN = 4,   /* still open: a child needs its request head now */
+	EXCHANGE_OPEN = 4,   /* still open: a child may need its request head now */
 };
 
 enum exchange_flags {

@@ -16,7 +16,7 @@
 #include "span.bpf.h"
 #include "target.bpf.h"
 
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
+char LICENSE[] SEC("license") = "GPL";
 
 RING(process_events, 256 << 10);
 EVENT(process_event);

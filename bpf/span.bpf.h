@@ -16,6 +16,8 @@ struct thread_exchanges {
 	__u64 cookies; /* xor of the open ones */
 	__u32 numbers; /* xor of the open ones */
 	__u32 open;
+	__u32 asks; /* it has sent requests of its own */
+	__u32 _pad;
 };
 
 struct {
@@ -25,9 +27,14 @@ struct {
 	__type(value, struct thread_exchanges);
 } thread_exchanges SEC(".maps");
 
+static __always_inline struct thread_exchanges *thread_exchanges_of(__u32 tid)
+{
+	return bpf_map_lookup_elem(&thread_exchanges, &tid);
+}
+
 static __always_inline void thread_exchange_begin(__u32 tid, __u64 cookie, __u32 number)
 {
-	struct thread_exchanges *t = bpf_map_lookup_elem(&thread_exchanges, &tid);
+	struct thread_exchanges *t = thread_exchanges_of(tid);
 
 	if (t) {
 		__sync_fetch_and_xor(&t->cookies, cookie);
@@ -52,16 +59,4 @@ static __always_inline void thread_exchange_end(__u32 tid, __u64 cookie, __u32 n
 	__sync_fetch_and_xor(&t->cookies, cookie);
 	__sync_fetch_and_xor(&t->numbers, number);
 	__sync_fetch_and_add(&t->open, -1);
-}
-
-/* The one inbound exchange open on this thread; false when there is none, or more than one. */
-static __always_inline bool thread_exchange(__u32 tid, __u64 *cookie, __u32 *number)
-{
-	struct thread_exchanges *t = bpf_map_lookup_elem(&thread_exchanges, &tid);
-
-	if (!t || t->open != 1)
-		return false;
-	*cookie = t->cookies;
-	*number = t->numbers;
-	return true;
 }

@@ -157,13 +157,7 @@ class Agent:
             losses |= {f"not covered ({kind})": n for kind, n in tally.uncovered.items()}
             counts = [f"{tally.seen} events seen", *(f"{n} {what}" for what, n in losses.items() if n)]
             said.append(f"{name}: {', '.join(counts)}")
-        for output in self.outputs:
-            if isinstance(output, OtlpOutput):
-                counters, dropped = output.counters, output.counters.dropped_spans
-                said.append(
-                    f"{counters.exported_spans} spans exported, {counters.rejected_spans} rejected,"
-                    f" {dropped.queue_full + dropped.permanent + dropped.shutdown} dropped"
-                )
+        said += [summary for output in self.outputs if (summary := output.summary())]
         return "; ".join(["stopped", *said])
 
 

@@ -110,7 +110,7 @@ class Metrics:
     interval_s: float = 60.0
     """How often metrics are exported."""
     max_series: int = 2000
-    """Of one metric; what comes later is counted in one with otel.metric.overflow=true."""
+    """Of one metric of one process; what comes later is counted in one with otel.metric.overflow=true."""
 
     def __post_init__(self) -> None:
         _more_than_0(self, "interval_s", "max_series")

@@ -62,6 +62,8 @@ class Tally:
     malformed: int = 0
     uncovered: Mapping[str, int] = field(default_factory=dict)
     """By kind: read, and not something we report."""
+    omitted: Mapping[str, int] = field(default_factory=dict)
+    """By reason: of what was handled, counted in the metrics but no span of ours."""
 
 
 class Running(Protocol):

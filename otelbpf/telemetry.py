@@ -41,12 +41,23 @@ def points(
         for name, tally in tallies.items()
         for kind, count in tally.uncovered.items()
     ]
+    omitted: Values = [
+        ({"otelbpf.probe": name, "otelbpf.reason": reason}, count)
+        for name, tally in tallies.items()
+        for reason, count in tally.omitted.items()
+    ]
     metrics = [
         ("otelbpf.events.seen", "{event}", "Events that the kernel side made.", seen),
         ("otelbpf.events.handled", "{event}", "Events that became spans and metric points, or part of them.", handled),
         ("otelbpf.events.lost", "{event}", "Events for which the kernel side had no room.", lost),
         ("otelbpf.events.malformed", "{event}", "Events that could not be read.", malformed),
         ("otelbpf.events.uncovered", "{event}", "Events of protocols that are not reported.", uncovered),
+        (
+            "otelbpf.spans.omitted",
+            "{span}",
+            "Counted in the metrics, but not a span of ours: not sampled, or an SDK's.",
+            omitted,
+        ),
     ]
     if export:
         dropped: Values = [

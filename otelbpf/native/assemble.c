@@ -42,9 +42,13 @@ enum {
  * over. */
 static const uint64_t quiet_ns = 2000000000;
 
-/* The trace of an inbound exchange that is still open, for its children. */
+/*
+ * The trace of an inbound exchange that is still open, for its children. It is
+ * found by the exchange, and by the traceparent that its process received.
+ */
 struct context {
-	uint64_t key; /* hash of cookie and number; 0: free */
+	uint64_t key;      /* a hash of either; 0: free */
+	uint64_t exchange; /* hash of cookie and number; 0: several came with this traceparent */
 	uint8_t trace_id[16], span_id[8], remote_id[8];
 	uint32_t flags, trace_state, age;
 	uint32_t _pad;
@@ -139,9 +143,20 @@ void otb_http_free(otb_http *h)
 
 /* ---- contexts: the traces of open inbound exchanges ---- */
 
-static struct context *find_context(otb_http *h, uint64_t cookie, uint32_t number)
+static uint64_t traceparent_hash(const struct otb_http *h, const struct exchange_event *e,
+				 const struct http1_request *q)
 {
-	uint64_t key = exchange_hash(h, 0, cookie, number);
+	uint64_t part[3], x;
+
+	memcpy(part, q->trace_id, 16);
+	memcpy(part + 2, q->parent_id, 8);
+	x = mix(mix(mix(h->seed[1] ^ part[0]) ^ part[1]) ^ part[2]);
+	x = mix(x ^ e->process_start_ns ^ (uint64_t)e->pid << 32);
+	return x ? x : 1;
+}
+
+static struct context *find_context(otb_http *h, uint64_t key)
+{
 	struct context *set = h->contexts[key & (CONTEXT_SETS - 1)];
 
 	for (int i = 0; i < CONTEXT_WAYS; i++)
@@ -150,9 +165,8 @@ static struct context *find_context(otb_http *h, uint64_t cookie, uint32_t numbe
 	return NULL;
 }
 
-static struct context *new_context(otb_http *h, uint64_t cookie, uint32_t number)
+static struct context *new_context(otb_http *h, uint64_t key)
 {
-	uint64_t key = exchange_hash(h, 0, cookie, number);
 	struct context *set = h->contexts[key & (CONTEXT_SETS - 1)], *oldest = &set[0];
 
 	for (int i = 0; i < CONTEXT_WAYS; i++) {
@@ -167,6 +181,15 @@ static struct context *new_context(otb_http *h, uint64_t cookie, uint32_t number
 	oldest->key = key;
 	oldest->age = h->clock++;
 	return oldest;
+}
+
+/* *to* keeps its key. */
+static void copy_context(struct context *to, const struct context *from)
+{
+	uint64_t key = to->key;
+
+	*to = *from;
+	to->key = key;
 }
 
 /* ---- heads ---- */
@@ -353,12 +376,37 @@ static uint32_t text(otb_http *h, struct http1_slice s)
 	return intern(h, s.at, s.len);
 }
 
+static const struct context *local_context(otb_http *h, const struct exchange_event *e)
+{
+	return e->parent_cookie
+		       ? find_context(h, exchange_hash(h, 0, e->parent_cookie, e->parent_number))
+		       : NULL;
+}
+
+/*
+ * The inbound exchange whose own traceparent this client hands on as it came:
+ * then this span is between the two.
+ */
+static const struct context *passed_context(otb_http *h, const struct exchange_event *e,
+					    const struct http1_request *q,
+					    const struct context *local)
+{
+	const struct context *c;
+
+	if (e->role != EXCHANGE_CLIENT)
+		return NULL;
+	if (local && !memcmp(local->remote_id, q->parent_id, 8) &&
+	    !memcmp(local->trace_id, q->trace_id, 16))
+		return local;
+	c = find_context(h, traceparent_hash(h, e, q));
+	return c && c->exchange ? c : NULL;
+}
+
 static void join_trace(otb_http *h, const struct exchange_event *e, const struct message *m,
 		       struct http_row *row, struct http_shape *shape)
 {
 	const struct http1_request *q = &m->request;
-	struct context *local =
-		e->parent_cookie ? find_context(h, e->parent_cookie, e->parent_number) : NULL;
+	const struct context *local = local_context(h, e), *passed;
 
 	span_id(h, e, row->span_id);
 	row->flags = FLAG_SAMPLED | FLAG_HAS_IS_REMOTE;
@@ -368,12 +416,10 @@ static void join_trace(otb_http *h, const struct exchange_event *e, const struct
 		row->flags = q->trace_flags | FLAG_HAS_IS_REMOTE;
 		memcpy(row->trace_id, q->trace_id, 16);
 		shape->trace_state = text(h, q->tracestate);
-		/* The server's own parent, handed on as it came: then this span is between the two.
-		 */
-		if (local && !memcmp(local->remote_id, q->parent_id, 8) &&
-		    !memcmp(local->trace_id, q->trace_id, 16)) {
-			memcpy(row->parent_id, local->span_id, 8);
-			shape->parent = HTTP_PARENT_THREAD;
+		passed = passed_context(h, e, q, local);
+		if (passed) {
+			memcpy(row->parent_id, passed->span_id, 8);
+			shape->parent = passed == local ? HTTP_PARENT_THREAD : HTTP_PARENT_PASSED;
 			return;
 		}
 		memcpy(row->parent_id, q->parent_id, 8);
@@ -643,7 +689,7 @@ static void on_open(otb_http *h, const struct exchange_event *e, const uint8_t *
 	int kind = http1_parse_request(heads, e->request_len, &q);
 	const struct held *p = find_held(h, e->cookie);
 	struct exchange_event first = *e;
-	struct context *c;
+	struct context *c, *same, first_context;
 
 	h->counts.opened++;
 	if (p && (kind == HTTP1_NONE || p->event.number != e->number)) {
@@ -653,17 +699,29 @@ static void on_open(otb_http *h, const struct exchange_event *e, const uint8_t *
 	}
 	if (kind != HTTP1_HEAD && kind != HTTP1_CUT)
 		return;
-	c = new_context(h, e->cookie, e->number);
+	if (kind == HTTP1_CUT && first.request_bytes == first.request_len)
+		return; /* the traceparent may be still to come */
+	c = new_context(h, exchange_hash(h, 0, e->cookie, e->number));
+	c->exchange = c->key;
 	span_id(h, &first, c->span_id);
-	c->flags = FLAG_SAMPLED;
-	if (q.has_traceparent) {
-		memcpy(c->trace_id, q.trace_id, 16);
-		memcpy(c->remote_id, q.parent_id, 8);
-		c->flags = q.trace_flags;
-		c->trace_state = text(h, q.tracestate);
-	} else {
+	if (!q.has_traceparent) {
+		c->flags = FLAG_SAMPLED;
 		new_trace_id(h, &first, c->trace_id);
+		return;
 	}
+	c->flags = q.trace_flags;
+	c->trace_state = text(h, q.tracestate);
+	memcpy(c->trace_id, q.trace_id, 16);
+	memcpy(c->remote_id, q.parent_id, 8);
+	same = find_context(h, traceparent_hash(h, e, &q));
+	if (same) {
+		if (same->exchange != c->exchange)
+			same->exchange = 0;
+		return;
+	}
+	first_context = *c; /* making room may take its place */
+	same = new_context(h, traceparent_hash(h, e, &q));
+	copy_context(same, &first_context);
 }
 
 /* Is the held exchange one that this new part continues? */

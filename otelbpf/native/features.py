@@ -85,7 +85,8 @@ def _privileges() -> Feature:
             "privileges",
             ok=False,
             detail=f"{' and '.join(missing)} missing",
-            advice="run as root (sudo), or give the service AmbientCapabilities=CAP_BPF CAP_PERFMON CAP_SYS_PTRACE",
+            advice="run as root (sudo), or give the service"
+            " AmbientCapabilities=CAP_BPF CAP_PERFMON CAP_SYS_PTRACE CAP_DAC_READ_SEARCH",
         )
     return Feature("privileges", ok=True, detail="CAP_BPF, CAP_PERFMON")
 
@@ -117,7 +118,7 @@ def _ptrace() -> Feature:
         "CAP_SYS_PTRACE",
         ok=False,
         detail="missing",
-        advice="service names of other users' processes come from their command names only",
+        advice="what cannot be read is left out of other users' service names and attributes",
         needed=False,
     )
 

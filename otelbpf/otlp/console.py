@@ -414,6 +414,9 @@ class ConsoleOutput:
     def metrics(self, request: bytes, points: int) -> None:
         """Nothing: the table is computed from the spans, so that it needs no export interval."""
 
+    def summary(self) -> str:
+        return ""
+
     def close(self, deadline_s: float) -> None:
         """Show the last state; a terminal that does not take it within *deadline_s* is given up."""
         self.stopped.set()

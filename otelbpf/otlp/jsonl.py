@@ -71,6 +71,9 @@ class FileOutput:
             os.close(self._fd)
             self._fd = -1
 
+    def summary(self) -> str:
+        return f"{self.written_spans} spans written, {self.dropped_spans} dropped"
+
     def _write(self, content: dict[str, Any]) -> bool:
         line = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
         rest = memoryview(line)

@@ -18,6 +18,10 @@ class Output(Protocol):
     def close(self, deadline_s: float) -> None:
         """Deliver what is left within *deadline_s* seconds; count what could not be."""
 
+    def summary(self) -> str:
+        """What became of the spans, for the agent's last line; empty when there is nothing to say."""
+        ...
+
 
 class OtlpOutput:
     """Sends to a Collector over gRPC; see queue.py for what happens while there is none.
@@ -31,6 +35,11 @@ class OtlpOutput:
         self.traces = self._queue.traces
         self.metrics = self._queue.metrics
         self.close = self._queue.close
+
+    def summary(self) -> str:
+        spans, dropped = self.counters, self.counters.dropped_spans
+        lost = dropped.queue_full + dropped.permanent + dropped.shutdown
+        return f"{spans.exported_spans} spans exported, {spans.rejected_spans} rejected, {lost} dropped"
 
     @property
     def counters(self) -> Counters:

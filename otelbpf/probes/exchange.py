@@ -34,10 +34,12 @@ SCOPE = Scope("otelbpf.http", __version__)
 HOOKS = ("exchange_send", "exchange_recv", "exchange_state")
 RUN = ("exchange_sweep", "exchange_ignore")
 UNCOVERED = ("tls", "http2", "upgrade", "pipelined", "unknown")
+OMITTED = ("sdk", "unsampled")
 IDLE_NS = 20_000_000
 """How long a response must have paused before it is looked at. One that is not complete is held, not cut."""
 SAMPLED = 1
-MIN_RING_BYTES = 4096
+MIN_RING_BYTES, MAX_RING_BYTES = 4096, 1 << 30
+MAX_CONNECTIONS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class ExchangeConfig:
     routes: list[str] = field(default_factory=list)
     """Patterns for http.route, first match first: /users/{id}, /static/*."""
     max_connections: int = 65536
-    """Connections followed at a time; on more, exchanges are counted as lost."""
+    """Connections followed at a time; socket calls on more are counted as lost."""
     ring_bytes: int = 8 << 20
     """Ring buffer between kernel and agent; a power of two."""
 
@@ -55,8 +57,10 @@ class ExchangeConfig:
         Routes(self.routes)
         if self.ring_bytes < MIN_RING_BYTES or self.ring_bytes & (self.ring_bytes - 1):
             raise ValueError(f"ring_bytes: want a power of two of {MIN_RING_BYTES} or more, got {self.ring_bytes}")
-        if self.max_connections < 1:
-            raise ValueError(f"max_connections: want 1 or more, got {self.max_connections}")
+        if self.ring_bytes > MAX_RING_BYTES:
+            raise ValueError(f"ring_bytes: want {MAX_RING_BYTES} or less, got {self.ring_bytes}")
+        if not 1 <= self.max_connections <= MAX_CONNECTIONS:
+            raise ValueError(f"max_connections: want 1 to {MAX_CONNECTIONS}, got {self.max_connections}")
 
 
 class Meter:
@@ -89,6 +93,7 @@ class Exchange:
     def __init__(self, config: ExchangeConfig, context: Context) -> None:
         self.context, self.generation = context, context.generation
         self.routes = Routes(config.routes)
+        self.omitted = dict.fromkeys(OMITTED, 0)
         self.meters = {role: Meter(role.name.lower(), context.max_series, context) for role in Role}
         self.assembler = Assembler(self._forget, keep_query=config.url_query)
         self._forget()
@@ -182,9 +187,11 @@ class Exchange:
             mine = np.flatnonzero(roles == role)
             if len(mine):
                 meter.record(self.series[shape[mine]], rows[mine])
-        wanted = (rows["flags"] & SAMPLED).astype(np.bool_) & self._ours(rows)
-        if not wanted.all():
-            rows = rows[wanted]
+        ours, sampled = self._ours(rows), (rows["flags"] & SAMPLED).astype(np.bool_)
+        if not (ours & sampled).all():
+            self.omitted["sdk"] += int(np.count_nonzero(~ours))
+            self.omitted["unsampled"] += int(np.count_nonzero(ours & ~sampled))
+            rows = rows[ours & sampled]
             shape = rows["shape"]
         if len(rows):
             yield SpanBatch(
@@ -244,6 +251,7 @@ class Exchange:
             lost={"ring": lost, "connections": untracked, "contention": torn},
             malformed=counts["malformed"],
             uncovered={kind: counts[kind] for kind in UNCOVERED},
+            omitted=dict(self.omitted),
         )
 
     def close(self) -> None:

@@ -37,6 +37,7 @@ class Parent(IntEnum):
     none = 0
     http1_header = 1
     thread = 2
+    passed_header = 3
 
 
 class Role(IntEnum):

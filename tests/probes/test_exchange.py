@@ -754,6 +754,46 @@ sys.stdin.readline()
     assert (second.parent_id, second.trace_id) == (later.span_id, later.trace_id)
 
 
+def test_a_proxy_that_serves_many_at_once_hands_their_contexts_on(app, trace, backend):
+    server = app(
+        CLIENT_CODE
+        + """
+import select
+s = socket.create_server(("127.0.0.1", 0))
+print(s.getsockname()[1])
+clients = [s.accept()[0] for _ in range(5)]
+for _ in range(3):
+    requests = [head(c) for c in clients]
+    for c, request in zip(clients, requests):
+        passed = next(line for line in request.split(b"\\r\\n") if line.startswith(b"traceparent"))
+        get(b"\\r\\n".join([b"GET /inner HTTP/1.1", b"Host: b", passed, b"", b""])).close()
+    for c in clients:
+        c.sendall(OK)
+sys.stdin.readline()
+"""
+    )
+    with trace(server) as seen:
+        run_client(server, backend)
+        port = int(server.line())
+        clients = [dial(port) for _ in range(5)]
+        for n in range(3):
+            for i, c in enumerate(clients):
+                c.sendall(tracing_headers(span=f"00000000000{n}000{i + 1}"))
+            for c in clients:
+                answer(c)
+        seen.settle()
+        for c in clients:
+            c.close()
+    servers = {span.span_id: span for span in seen.spans if span.kind == SERVER}
+    children = [span for span in seen.spans if span.kind == CLIENT]
+    assert len(servers) == 15
+    # Of the first round, the process was not known to send requests; later, every one is found.
+    assert len(children) >= 10
+    assert len({span.parent_id for span in children}) == len(children)
+    assert {servers[span.parent_id].trace_id for span in children} == {TRACE}
+    assert {span["otelbpf.correlation.method"] for span in children} == {"passed_header"}
+
+
 def test_a_clients_own_sdk_is_not_repeated(app, trace, backend):
     client = app(CLIENT_CODE + "get(eval(sys.stdin.readline())); print('done'); sys.stdin.readline()")
     with trace(client) as seen:
