@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: INP001 - a script, not part of a package
+"""Write docs/signals.md and tests/golden/telemetry.txt: everything that the agent sends, by name.
+
+Names, units and buckets come out of the code: it is run on made-up exchanges,
+one for each combination that makes a difference. What the code cannot know,
+where a value comes from and when it is there, stands in the tables below; a
+name that is in one of the two only is an error. tests/test_docs.py compares.
+
+Usage: .venv/bin/python docs/signals.py
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+
+from otelbpf import telemetry
+from otelbpf.aggregate import OVERFLOW
+from otelbpf.identity import Processes, agent_resource, host
+from otelbpf.kernel import Host
+from otelbpf.model import HistogramPoints, Points, Resource
+from otelbpf.native.assembler import Shape
+from otelbpf.otlp.queue import Counters, DroppedSpans
+from otelbpf.probe import Tally
+from otelbpf.probes import PROBES
+from otelbpf.probes.exchange import OMITTED, SCOPE, Exchange, Meter
+from otelbpf.protocols.http1 import CLOSED, METHODS, Described, Known, Parent, Role, describe
+from otelbpf.protocols.routes import Routes
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "signals.md"
+GOLDEN = ROOT / "tests" / "golden" / "telemetry.txt"
+COMMAND = ".venv/bin/python docs/signals.py"
+
+# ---- what the code cannot know ------------------------------------------------------------------
+
+ALWAYS = "always"
+
+
+class Said(NamedTuple):
+    level: str
+    """Requirement level in the conventions; "" for an attribute of ours."""
+    source: str
+    when: str = ""
+    """Unless it is on every span."""
+    client_level: str = ""
+    """Where it differs from a server's."""
+
+
+REQUIRED, CONDITIONALLY, RECOMMENDED = "Required", "Conditionally Required", "Recommended"
+OUTCOME = "the status code; or how the connection ended: `connection_closed`, or an errno's name such as `ECONNRESET`"
+METHOD = "the request line; `_OTHER` for a method that the conventions do not know"
+CORRELATION = (
+    "`http1_header`: the request's own traceparent; `thread`: the inbound request open on the thread that sent it;"
+    " `passed_header`: the inbound request that the process received with this very traceparent"
+)
+HOST = "the Host header or an absolute target; else the address of the server's side of the socket"
+SPANS: Mapping[str, Said] = {
+    "client.address": Said(RECOMMENDED, "the peer's address; no header is believed"),
+    "error.type": Said(CONDITIONALLY, OUTCOME, "the exchange failed"),
+    "http.request.method": Said(REQUIRED, METHOD),
+    "http.request.method_original": Said(CONDITIONALLY, "the request line", "the method is `_OTHER`"),
+    "http.response.status_code": Said(CONDITIONALLY, "the status line", "there was an answer"),
+    "http.route": Said(
+        CONDITIONALLY, "the first of the patterns that matches", "one of `probes.exchange.routes` matches the path"
+    ),
+    "network.peer.address": Said(RECOMMENDED, "the socket"),
+    "network.peer.port": Said(RECOMMENDED, "the socket"),
+    "network.protocol.version": Said(RECOMMENDED, "the request line, else the status line: `1.0` or `1.1`", "known"),
+    "otelbpf.correlation.method": Said("", CORRELATION, "the span has a parent"),
+    "otelbpf.http.time_to_first_byte": Said(
+        "", "seconds from the first request byte to the first response byte", "there was an answer"
+    ),
+    "server.address": Said(RECOMMENDED, HOST, client_level=REQUIRED),
+    "server.port": Said(CONDITIONALLY, "likewise; 80 when the Host header has no port", client_level=REQUIRED),
+    "url.full": Said(REQUIRED, "Host header, port and path; the query only with `probes.exchange.url_query`"),
+    "url.path": Said(REQUIRED, "the request line, without the query"),
+    "url.query": Said(
+        CONDITIONALLY, "the request line", "`probes.exchange.url_query` is on, and the request line has one"
+    ),
+    "url.scheme": Said(REQUIRED, "`http`: nothing else is covered"),
+    "user_agent.original": Said(RECOMMENDED, "the User-Agent header", "the request has one"),
+}
+COUNTED: Mapping[str, str] = {
+    # metric: which exchanges are in it
+    "request.duration": "every exchange, from its first request byte to its last response byte",
+    "request.body.size": "exchanges whose request length is in its head (no chunked ones)",
+    "response.body.size": "exchanges whose response length can be told (no chunked ones)",
+}
+RESOURCE: Mapping[str, str] = {
+    "host.arch": "uname",
+    "host.id": "`/etc/machine-id`, if there is one",
+    "host.name": "uname",
+    "os.description": "`/etc/os-release`, if there is one",
+    "os.type": "`linux`",
+    "os.version": "`/etc/os-release`, if it says",
+    "process.command": "the first word of the command line",
+    "process.creation.time": "the kernel's start time of the process",
+    "process.executable.name": "the last part of the path",
+    "process.executable.path": "`/proc/PID/exe`; or what was given to execve",
+    "process.pid": "the kernel",
+    "service.instance.id": "a UUID made of machine, boot, pid and start time; the agent's own is random",
+    "service.name": "`OTEL_SERVICE_NAME` in the process's environment, else `service.name` in its "
+    "`OTEL_RESOURCE_ATTRIBUTES`, else what it runs: module, script, jar or executable, else "
+    "`unknown_service:` and its command name",
+    "service.version": "the agent's version",
+    "telemetry.distro.name": "`otelbpf`",
+    "telemetry.distro.version": "the agent's version",
+}
+
+# ---- what the code says -------------------------------------------------------------------------
+
+
+@dataclass
+class Signals:
+    """Everything that was seen while the code ran."""
+
+    described: list[Described] = field(default_factory=list)
+    metrics: list[tuple[Points, Role | None]] = field(default_factory=list)
+    """With the role whose exchanges it counts; None: the agent's own."""
+    process: Resource = field(default_factory=lambda: Resource({}))
+    agent: Resource = field(default_factory=lambda: Resource({}))
+
+    def of(self, role: Role) -> list[Described]:
+        return [each for each in self.described if each.role is role]
+
+
+def signals() -> Signals:
+    if [probe.name for probe in PROBES] != ["exchange"]:
+        raise SystemExit(f"{sys.argv[0]}: a probe is new: let signals() run its code, too")
+    seen = Signals(described=list(exchanges()))
+    with (
+        patch.object(host, "_machine_id", lambda: "0" * 32),
+        patch.object(platform, "freedesktop_os_release", lambda: {"PRETTY_NAME": "x", "VERSION_ID": "x"}),
+    ):
+        processes = Processes()
+        nobody = 2**22 + 1, 10**9  # no pid is that large, so /proc has nothing to say
+        processes.exec(*nobody, b"python3", b"/usr/bin/python3", b"python3\0app.py\0", b"")
+        seen.process, seen.agent = processes.resource(*nobody), agent_resource()
+    context: Any = SimpleNamespace(now_ns=lambda: 0)
+    for role in Role:
+        meter = Meter(role.name.lower(), 1, context)
+        meter.table.index(seen.process, {})
+        for histogram in meter.histograms:
+            histogram.record(np.zeros(1, np.int64), np.zeros(1), 1)
+            seen.metrics.append((histogram.points(meter.table, 0), role))
+    tallies = {"process": tally(Host), **{probe.name: tally(Exchange) for probe in PROBES}}
+    export = Counters(0, DroppedSpans(0, 0, 0), 0, 0, 0, 0, 0, 0)
+    seen.metrics += [(points, None) for points in telemetry.points(seen.agent, tallies, export, 0, 0)]
+    return seen
+
+
+def exchanges() -> Iterator[Described]:
+    """Each combination of what makes a difference to a span, described."""
+    texts = [b"", b"GET", b"BREW", b"/users/7", b"shop:8080", b"q=1", b"curl", bytes(16)]
+    ids = {text: i for i, text in enumerate(texts)}
+    choices: Mapping[str, Sequence[int]] = {
+        "role": list(Role),
+        "parent": list(Parent),
+        "method_id": (METHODS.index("_OTHER"), METHODS.index("GET")),
+        "status": (0, 200, 404, 503),
+        "error": (0, CLOSED, errno.ECONNRESET),
+        "version": (0, 11),
+        "host": (0, ids[b"shop:8080"]),
+        "query": (0, ids[b"q=1"]),
+        "user_agent": (0, ids[b"curl"]),
+    }
+    same = {"path": ids[b"/users/7"], "peer_addr": ids[bytes(16)], "local_addr": ids[bytes(16)]}
+    zeros: dict[str, int] = dict.fromkeys(Shape._fields, 0)
+    resource = Resource({})
+    for routes in (Routes(()), Routes(("/users/{id}",))):
+        known: Known = {}
+        for chosen in product(*choices.values()):
+            fields = zeros | same | dict(zip(choices, chosen, strict=True))
+            fields["method"] = ids[b"GET" if METHODS[fields["method_id"]] == "GET" else b"BREW"]
+            shape = Shape._make(fields.values())
+            yield describe(shape, texts.__getitem__, lambda *_: resource, routes, known)
+
+
+def tally(owner: type) -> Tally:
+    """Return a tally with every reason and kind that *owner* counts; no kernel is asked."""
+    kernel = SimpleNamespace(counter=lambda _: 0)
+    counts: defaultdict[str, int] = defaultdict(int)
+    assembler = SimpleNamespace(counts=lambda: counts)
+    stub = SimpleNamespace(kernel=kernel, object=kernel, assembler=assembler, omitted=dict.fromkeys(OMITTED, 0))
+    result: Tally = owner.tally(stub)  # type: ignore[attr-defined]
+    return result
+
+
+def span_attributes(described: Sequence[Described]) -> dict[str, bool]:
+    """Every key of these spans, and whether it is on all of them."""
+    keys = [{*each.span.all_attributes(), *each.span.columns} for each in described]
+    return {key: all(key in each for each in keys) for key in sorted(set().union(*keys))}
+
+
+def metric_attributes(points: Points, described: Sequence[Described]) -> dict[str, bool]:
+    keys = [set(each.metric) for each in described] or [set(each) for each in points.attributes]
+    return {key: all(key in each for each in keys) for key in sorted(set().union(*keys))}
+
+
+def span_names(described: Iterable[Described]) -> list[str]:
+    names = {each.span.name for each in described}
+    return sorted(name.replace("GET", "{http.request.method}").replace("/users/{id}", "{http.route}") for name in names)
+
+
+def values(points: Points, key: str) -> list[str]:
+    return sorted({str(each[key]) for each in points.attributes if key in each})
+
+
+# ---- the two files ------------------------------------------------------------------------------
+
+
+def golden(seen: Signals) -> str:
+    """One line for each name that a dashboard or a query may hold on to."""
+    lines = [f"span {name}" for name in span_names(seen.described)]
+    lines += [f"span-attribute {role.name.lower()} {key}" for role in Role for key in span_attributes(seen.of(role))]
+    lines += [f"correlation {parent.name}" for parent in Parent if parent]
+    for points, role in seen.metrics:
+        lines.append(f"metric {points.name} {points.unit}")
+        for key in metric_attributes(points, seen.of(role) if role else []):
+            lines.append(f"metric-attribute {points.name} {key}")
+            if role is None:
+                lines += [f"value {points.name} {key}={value}" for value in values(points, key)]
+    lines += [f"metric-attribute http.*.* {key}" for key in OVERFLOW]
+    lines += [f"resource {key}" for key in {*seen.process.attributes, *seen.agent.attributes}]
+    lines += [f"scope {scope}" for scope in {SCOPE.name, telemetry.SCOPE.name}]
+    return "".join(f"{line}\n" for line in sorted(set(lines)))
+
+
+def page(seen: Signals) -> str:
+    return "\n\n".join([*spans(seen), *http_metrics(seen), *own_metrics(seen), *resources(seen)]) + "\n"
+
+
+def spans(seen: Signals) -> Iterator[str]:
+    yield f"""# Signals
+
+Everything that otelbpf sends. This page is made from the code by `{COMMAND}`; do not edit it.
+Names follow the OpenTelemetry semantic conventions, schema `{SCOPE.schema_url}`;
+what the conventions have no name for begins with `otelbpf.`. [telemetry.txt](../tests/golden/telemetry.txt) has every
+name on a line of its own, so that a change shows in a diff."""
+    names = ", ".join(f"`{name}`" for name in span_names(seen.described))
+    yield f"""## Spans
+
+Scope `{SCOPE.name}`, version as the agent's. One span per HTTP/1 exchange, from the first request byte to the last
+response byte, as the process's own socket calls moved them. What becomes a span and what does not:
+[guide/http.md](guide/http.md).
+
+Names: {names}.
+`HTTP` stands for a method that the conventions do not know. Status is Error when there is an `error.type`, else
+Unset. Flags say whether the parent is remote. "Level" is the requirement level in the conventions."""
+    for role in Role:
+        rows = []
+        for key, always in span_attributes(seen.of(role)).items():
+            said: Said = known(SPANS, key, "SPANS")
+            level = (role is Role.CLIENT and said.client_level) or said.level or "ours"
+            rows.append((f"`{key}`", level, ALWAYS if always else said.when, said.source))
+        what = {
+            Role.SERVER: "A request that the process received.",
+            Role.CLIENT: "A request that the process sent, unless it carries a traceparent of the process's own SDK.",
+        }
+        yield f"### {role.name} spans\n\n{what[role]}"
+        yield table(("Attribute", "Level", "When", "Where it comes from"), rows)
+    used = {key for role in Role for key in span_attributes(seen.of(role))}
+    unused(SPANS, used, "SPANS")
+
+
+def http_metrics(seen: Signals) -> Iterator[str]:
+    yield f"""## HTTP metrics
+
+Scope `{SCOPE.name}`. Explicit-bucket histograms, cumulative, with minimum and maximum, exported every
+`metrics.interval_s` for each observed process. Sampling does not change them: an exchange whose span is left out
+because its traceparent says so, or because an SDK reports it, is counted all the same. A series beyond
+`metrics.max_series` of one process is counted with `otel.metric.overflow=true` instead of its own attributes."""
+    rows = []
+    for points, role in seen.metrics:
+        if role:
+            suffix = points.name.removeprefix(f"http.{role.name.lower()}.")
+            rows.append((f"`{points.name}`", f"`{points.unit}`", known(COUNTED, suffix, "COUNTED")))
+    yield table(("Metric", "Unit", "What is counted"), rows)
+    for role in Role:
+        first = next(points for points, of in seen.metrics if of is role)
+        when = {
+            f"`{key}`": ALWAYS if always else known(SPANS, key, "SPANS").when
+            for key, always in metric_attributes(first, seen.of(role)).items()
+        }
+        yield f"Attributes of the `http.{role.name.lower()}.*` metrics:"
+        yield table(("Attribute", "When"), when.items())
+    buckets: dict[tuple[str, ...], list[str]] = {}
+    for points, _ in seen.metrics:
+        if isinstance(points, HistogramPoints):
+            buckets.setdefault(tuple(map(exactly, points.bounds)), []).append(points.unit)
+    yield "Upper bounds of the buckets, each included in its bucket:"
+    yield "\n".join(f"- in `{units[0]}`: {'; '.join(bounds)}" for bounds, units in buckets.items())
+
+
+def own_metrics(seen: Signals) -> Iterator[str]:
+    yield f"""## The agent's own metrics
+
+Scope `{telemetry.SCOPE.name}`, on the agent's own resource. Cumulative sums. For every probe:
+`otelbpf.events.seen` = `handled` + `lost` + `malformed` + `uncovered`. The metrics of spans are there with an OTLP
+output only; they are about what was handed to it."""
+    rows = []
+    for points, role in seen.metrics:
+        if role is None:
+            keys = metric_attributes(points, [])
+            said = "; ".join(f"`{key}`: {', '.join(f'`{v}`' for v in values(points, key))}" for key in keys)
+            rows.append((f"`{points.name}`", f"`{points.unit}`", points.description, said or "none"))
+    yield table(("Metric", "Unit", "What is counted", "Attributes and their values"), rows)
+
+
+def resources(seen: Signals) -> Iterator[str]:
+    yield """## Resource attributes
+
+One resource for each observed process, and one for the agent's own metrics. What `OTEL_RESOURCE_ATTRIBUTES` in the
+process's environment says is added, and outranks what was found of the host and the service; `process.*` does not
+change by it. Values are cut at 1,024 characters."""
+    keys = sorted({*seen.process.attributes, *seen.agent.attributes})
+    rows = [
+        (
+            f"`{key}`",
+            "yes" if key in seen.process.attributes else "",
+            "yes" if key in seen.agent.attributes else "",
+            known(RESOURCE, key, "RESOURCE"),
+        )
+        for key in keys
+    ]
+    yield table(("Attribute", "Process", "Agent", "Where it comes from"), rows)
+    unused(RESOURCE, keys, "RESOURCE")
+
+
+def known(table_of: Mapping[str, Any], key: str, name: str) -> Any:
+    if key not in table_of:
+        raise SystemExit(f"docs/signals.py: {key!r} is new: say in {name} what it is")
+    return table_of[key]
+
+
+def unused(table_of: Mapping[str, Any], used: Iterable[str], name: str) -> None:
+    if gone := sorted(set(table_of) - set(used)):
+        raise SystemExit(f"docs/signals.py: {', '.join(gone)}: in {name}, but the code no longer sends it")
+
+
+def exactly(bound: float) -> str:
+    return f"{int(bound):,}" if bound == int(bound) else str(bound)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines).replace("|  |", "| |")
+
+
+def main() -> None:
+    seen = signals()
+    PAGE.write_text(page(seen))
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(golden(seen))
+
+
+if __name__ == "__main__":
+    main()
