@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
 /*
- * Where a socket call's bytes are in user memory: capture rung A's way to find
- * them. sock_send_length and sock_recv_length (Linux 6.3) carry no buffer, but
- * the system call's number and arguments are still in the task's saved
- * registers. Another rung (a msghdr in hand) fills the same struct.
+ * Where a socket call's bytes are in user memory. Two ways to find them:
+ *
+ * - Rung A: sock_send_length and sock_recv_length (Linux 6.3) carry no buffer,
+ *   but the system call's number and arguments are still in the task's saved
+ *   registers.
+ * - Rungs B and C hold a msghdr: its iterator says it. The call advances the
+ *   iterator, so it is read when the call begins.
  */
 #pragma once
 
@@ -11,15 +14,18 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
+#include "compat.bpf.h"
+
 enum buffer_kind {
 	BUFFER_NONE = 0, /* sendfile, splice, io_uring: bytes can be counted, not read */
 	BUFFER_FLAT = 1,
-	BUFFER_IOV = 2,
+	BUFFER_IOV = 2,  /* of a struct iovec[] in user memory */
+	BUFFER_KIOV = 3, /* of the kernel's copy of one */
 };
 
 struct buffer {
-	__u64 base;   /* user address of the bytes, or of a struct iovec[] */
-	__u64 pieces; /* BUFFER_IOV: length of that array */
+	__u64 base;   /* address of the bytes, or of a struct iovec[] */
+	__u64 pieces; /* length of that array */
 	__u32 kind;
 	__u32 _pad;
 };
@@ -28,6 +34,45 @@ struct user_iovec {
 	__u64 base;
 	__u64 len;
 };
+
+enum { MAX_PIECES = 4 };
+
+/* The first pieces, in one read: each costs as much as all four. */
+static __always_inline bool read_iovecs(const struct buffer *b, struct user_iovec v[MAX_PIECES])
+{
+	__u64 size = b->pieces < MAX_PIECES ? b->pieces * sizeof(*v) : MAX_PIECES * sizeof(*v);
+	const void *at = (const void *)b->base;
+
+	CLAMP(size, MAX_PIECES * sizeof(struct user_iovec));
+	return !(b->kind == BUFFER_KIOV ? bpf_probe_read_kernel(v, size, at)
+					: bpf_probe_read_user(v, size, at));
+}
+
+static __always_inline struct buffer msghdr_buffer(struct msghdr *msg)
+{
+	struct buffer b = { .kind = BUFFER_NONE };
+	struct iov_iter *i = &msg->msg_iter;
+	__u32 type;
+
+	if (bpf_core_field_exists(i->iter_type))
+		type = BPF_CORE_READ(msg, msg_iter.iter_type);
+	else /* the lowest bit is the direction */
+		type = BPF_CORE_READ((struct iov_iter___type *)i, type) & ~1u;
+	if (bpf_core_enum_value_exists(enum iter_type, ITER_UBUF) &&
+	    type == bpf_core_enum_value(enum iter_type, ITER_UBUF)) {
+		b.kind = BUFFER_FLAT;
+		b.base = (__u64)BPF_CORE_READ(i, ubuf) + BPF_CORE_READ(i, iov_offset);
+	} else if (type == bpf_core_enum_value(enum iter_type, ITER_IOVEC) &&
+		   !BPF_CORE_READ(i, iov_offset)) {
+		b.kind = BUFFER_KIOV;
+		b.pieces = BPF_CORE_READ(i, nr_segs);
+		if (bpf_core_field_exists(i->__iov))
+			b.base = (__u64)BPF_CORE_READ(i, __iov);
+		else
+			b.base = (__u64)BPF_CORE_READ((struct iov_iter___iov *)i, iov);
+	}
+	return b;
+}
 
 /* The ABI's struct user_msghdr, up to what we read. */
 struct user_msghdr {

@@ -7,10 +7,13 @@
  *                                                          │ pause: sweep emits, state stays
  *                                                          ▼ close: emit
  *
- * Hooks, capture rung A: tp_btf/sock_send_length, tp_btf/sock_recv_length
- * (Linux 6.3) after the socket call did its work, in the caller's context;
- * tp_btf/inet_sock_set_state for connects, closes and resets. Rungs are doors:
- * each finds (sock, struct buffer, length) its own way and calls on_data().
+ * Hooks: tp_btf/inet_sock_set_state (Linux 5.5) for connects, closes and resets,
+ * and for the data one of three rungs. A rung is a door: it finds (sock, struct
+ * buffer, length) its own way and calls on_data().
+ *
+ *   A  tp_btf/sock_{send,recv}_length (6.3): after the socket call, one program
+ *   B  fentry and fexit of tcp_{sendmsg,recvmsg,sendpage}: needs trampolines
+ *   C  kprobe and kretprobe of the same: needs CONFIG_KPROBES
  */
 #include "kernel.h"
 #include <bpf/bpf_core_read.h>
@@ -19,6 +22,7 @@
 #include <bpf/bpf_tracing.h>
 
 #include "buffer.bpf.h"
+#include "compat.bpf.h"
 #include "exchange.h"
 #include "ring.bpf.h"
 #include "span.bpf.h"
@@ -59,14 +63,58 @@ static const struct connection no_connection = {};
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 16384);
 	__type(key, __u64);
 	__type(value, struct connection);
 } connections SEC(".maps");
 
-/* Keep the compiler from proving a bound in a way that the verifier cannot follow. */
-#define CLAMP(var, max) \
-	asm volatile("if %0 <= %[limit] goto +1; %0 = %[limit]" : "+r"(var) : [limit] "i"(max))
+/*
+ * A connection's name. The kernel's socket cookie, where programs may ask for
+ * it (tracing programs since 5.12, kprobes never); else one of our own, found
+ * by the socket's address. Every socket passes TCP_CLOSE before its memory is
+ * used again, so no entry is another socket's.
+ */
+const volatile bool cookies = true; /* set before load */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, __u64);
+} socket_ids SEC(".maps");
+
+static __always_inline __u64 known_socket_id(struct sock *sk)
+{
+	__u64 at = (__u64)sk, *id;
+
+	if (cookies)
+		return sk->__sk_common.skc_cookie.counter;
+	id = bpf_map_lookup_elem(&socket_ids, &at);
+	return id ? *id : 0;
+}
+
+static __always_inline __u64 socket_id(struct sock *sk)
+{
+	__u64 at = (__u64)sk, id;
+
+	if (cookies)
+		return bpf_get_socket_cookie(sk);
+	id = known_socket_id(sk);
+	if (id)
+		return id;
+	id = bpf_ktime_get_ns() << 8 | (bpf_get_smp_processor_id() & 0xff);
+	bpf_map_update_elem(&socket_ids, &at, &id, BPF_ANY);
+	return id;
+}
+
+static __always_inline void forget_socket(struct sock *sk)
+{
+	__u64 at = (__u64)sk;
+
+	if (!cookies)
+		bpf_map_delete_elem(&socket_ids, &at);
+}
 
 /*
  * Two CPUs may work on one connection: a thread that sends and one that
@@ -77,20 +125,15 @@ struct {
 static __always_inline bool lock(struct connection *c)
 {
 	for (int i = 0; i < 128; i++)
-		if (!__sync_val_compare_and_swap(&c->busy, 0, 1))
+		if (take(&c->busy))
 			return true;
 	c->torn = 1;
 	return false;
 }
 
-static __always_inline bool trylock(struct connection *c)
-{
-	return !__sync_val_compare_and_swap(&c->busy, 0, 1);
-}
-
 static __always_inline void unlock(struct connection *c)
 {
-	__sync_lock_test_and_set(&c->busy, 0);
+	give(&c->busy);
 }
 
 static __always_inline void emit(struct connection *c, __u8 reason)
@@ -119,22 +162,28 @@ static __always_inline void emit_open(struct connection *c)
 	OUTPUT(exchange_events, &c->event, sizeof(c->event) + size);
 }
 
-static __always_inline void announce(__u64 cookie, __u32 number)
+/* Returns the number of the exchange that is open on a connection; 0: it is no longer. */
+static __always_inline __u32 announce(__u64 cookie)
 {
 	struct connection *c = bpf_map_lookup_elem(&connections, &cookie);
+	__u32 number = 0;
 
-	if (!c || c->announced || !lock(c))
-		return;
-	if (!c->announced && c->state == REQUEST && c->event.number == number)
-		emit_open(c);
+	if (!c || !lock(c))
+		return 0;
+	if (c->state == REQUEST) {
+		number = c->event.number;
+		if (!c->announced)
+			emit_open(c);
+	}
 	unlock(c);
+	return number;
 }
 
 /* The thread no longer works on this exchange: it began to answer, or cannot any more. */
 static __always_inline void end_of_work(struct connection *c)
 {
 	if (c->open_tid)
-		thread_exchange_end(c->open_tid, c->event.cookie, c->event.number);
+		thread_exchange_end(c->open_tid, c->event.cookie);
 	c->open_tid = 0;
 }
 
@@ -188,23 +237,19 @@ static __always_inline void capture(struct connection *c, const struct buffer *b
 		have += got;
 		end = b->base + n;
 		last = n;
-	} else if (b->kind == BUFFER_IOV) {
-		for (int i = 0; i < 4; i++) {
-			struct user_iovec v;
-			__u64 piece;
+	} else if (b->kind != BUFFER_NONE) {
+		struct user_iovec v[MAX_PIECES] = {};
 
-			if (i >= b->pieces || !left)
-				break;
-			if (bpf_probe_read_user(&v, sizeof(v), (void *)(b->base + i * sizeof(v)))) {
-				e->flags |= EXCHANGE_FAULT;
-				break;
-			}
-			piece = v.len < left ? v.len : left;
+		if (!read_iovecs(b, v))
+			e->flags |= EXCHANGE_FAULT;
+		for (int i = 0; i < MAX_PIECES; i++) {
+			__u64 piece = v[i].len < left ? v[i].len : left;
+
 			left -= piece;
 			if (!piece)
 				continue;
 			if (room) {
-				got = copy_piece(c, at, room, v.base, piece, response);
+				got = copy_piece(c, at, room, v[i].base, piece, response);
 				have += got;
 				at += got;
 				room -= got;
@@ -212,7 +257,7 @@ static __always_inline void capture(struct connection *c, const struct buffer *b
 					room = 0; /* full, or a fault: what follows would not join
 						     on */
 			}
-			end = v.base + piece;
+			end = v[i].base + piece;
 			last = piece;
 		}
 		if (left)
@@ -252,10 +297,10 @@ static __always_inline void begin_work(struct connection *c)
 
 	if (t && t->asks && t->open) {
 		if (t->open == 1)
-			announce(t->cookies, t->numbers);
+			announce(t->cookies);
 		c->crowded = 1;
 	}
-	thread_exchange_begin(e->tid, e->cookie, e->number);
+	thread_exchange_begin(t, e->tid, e->cookie);
 	c->open_tid = e->tid;
 }
 
@@ -269,16 +314,16 @@ static __always_inline void find_parent(struct exchange_event *e)
 	t->asks = 1;
 	if (t->open != 1)
 		return;
-	e->parent_cookie = t->cookies;
-	e->parent_number = t->numbers;
-	announce(e->parent_cookie, e->parent_number);
+	e->parent_number = announce(t->cookies);
+	if (e->parent_number)
+		e->parent_cookie = t->cookies;
 }
 
 static __always_inline void begin(struct connection *c, __u64 now, __u8 role)
 {
 	struct exchange_event *e = &c->event;
 	__u64 id = bpf_get_current_pid_tgid();
-	struct task_struct *task = (void *)bpf_get_current_task_btf();
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 
 	c->state = REQUEST;
 	c->announced = 0;
@@ -293,7 +338,8 @@ static __always_inline void begin(struct connection *c, __u64 now, __u8 role)
 	e->response_bytes = 0;
 	e->request_tail = 0;
 	e->response_tail = 0;
-	e->process_start_ns = task->group_leader->start_boottime;
+	if (e->pid != id >> 32) /* a connection that stays in one process pays for this once */
+		e->process_start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
 	e->parent_cookie = 0;
 	e->parent_number = 0;
 	e->pid = id >> 32;
@@ -321,12 +367,12 @@ static __always_inline enum message sniff(const struct buffer *b, __u64 n)
 
 	if (n < 4 || b->kind == BUFFER_NONE)
 		return MIDDLE;
-	if (b->kind == BUFFER_IOV) {
-		struct user_iovec v;
+	if (b->kind != BUFFER_FLAT) {
+		struct user_iovec v[MAX_PIECES] = {};
 
-		if (bpf_probe_read_user(&v, sizeof(v), (void *)b->base) || v.len < 4)
+		if (!read_iovecs(b, v) || v[0].len < 4)
 			return MIDDLE;
-		from = v.base;
+		from = v[0].base;
 	}
 	if (bpf_probe_read_user(c, sizeof(c), (void *)from))
 		return MIDDLE;
@@ -350,20 +396,18 @@ static __always_inline bool request_direction(__u8 role, enum direction way)
 static __always_inline void learn_role(struct connection *c, struct sock *sk, enum direction way,
 				       const struct buffer *b, __u64 n)
 {
-	struct tcp_sock *tp = (void *)bpf_skc_to_tcp_sock(sk);
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	__u64 sent = BPF_CORE_READ(tp, bytes_sent), received = BPF_CORE_READ(tp, bytes_received);
+	__u32 unread = BPF_CORE_READ(tp, rcv_nxt) - BPF_CORE_READ(tp, copied_seq);
 	enum message message;
-	__u32 unread;
 
-	if (!tp)
-		return;
-	unread = tp->rcv_nxt - tp->copied_seq;
 	/* Not exact by one: a FIN right behind the bytes counts in some of these. */
-	if (way == RECV && !tp->bytes_sent && tp->bytes_received + 1 - unread - n <= 2) {
+	if (way == RECV && !sent && received + 1 - unread - n <= 2) {
 		c->role = EXCHANGE_SERVER;
 		c->fresh = 1;
 		return;
 	}
-	if (way == SEND && !tp->bytes_received && tp->bytes_sent <= n) {
+	if (way == SEND && !received && sent <= n) {
 		c->role = EXCHANGE_CLIENT;
 		c->fresh = 1;
 		return;
@@ -393,32 +437,40 @@ static __always_inline struct connection *new_connection(__u64 cookie, __u8 role
 /* A client's local port is not chosen before its handshake, so not when the connection is made. */
 static __always_inline void read_addresses(struct connection *c, struct sock *sk)
 {
-	struct sock_common *s = &sk->__sk_common;
 	struct exchange_event *e = &c->event;
 
-	e->local_port = s->skc_num;
-	e->peer_port = bpf_ntohs(s->skc_dport);
-	if (s->skc_family == AF_INET) {
+	e->local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	e->peer_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET) {
 		e->local_addr[10] = e->local_addr[11] = 0xff;
 		e->peer_addr[10] = e->peer_addr[11] = 0xff;
-		*(__be32 *)&e->local_addr[12] = s->skc_rcv_saddr;
-		*(__be32 *)&e->peer_addr[12] = s->skc_daddr;
+		*(__be32 *)&e->local_addr[12] = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
+		*(__be32 *)&e->peer_addr[12] = BPF_CORE_READ(sk, __sk_common.skc_daddr);
 	} else {
-		*(struct in6_addr *)e->local_addr = s->skc_v6_rcv_saddr;
-		*(struct in6_addr *)e->peer_addr = s->skc_v6_daddr;
+		BPF_CORE_READ_INTO(&e->local_addr, sk, __sk_common.skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&e->peer_addr, sk, __sk_common.skc_v6_daddr);
 	}
 }
 
-/* The body behind every rung's door: *n* > 0 bytes moved *way* on *sk*, by the current task. */
-static __always_inline void on_data(struct sock *sk, const struct buffer *b, __u64 n,
-				    enum direction way)
+static __always_inline struct connection *connection_of(struct sock *sk)
 {
-	__u64 cookie = bpf_get_socket_cookie(sk), now;
-	struct connection *c = bpf_map_lookup_elem(&connections, &cookie);
+	__u64 id = known_socket_id(sk);
+
+	return id ? bpf_map_lookup_elem(&connections, &id) : NULL;
+}
+
+/*
+ * The body behind every rung's door: *n* > 0 bytes moved *way* on *sk*, by the
+ * current task. *c* is what connection_of() found.
+ */
+static __always_inline void on_data(struct sock *sk, struct connection *c, const struct buffer *b,
+				    __u64 n, enum direction way)
+{
 	struct exchange_event *e;
+	__u64 now;
 
 	if (!c)
-		c = new_connection(cookie, EXCHANGE_UNKNOWN);
+		c = new_connection(socket_id(sk), EXCHANGE_UNKNOWN);
 	if (!c || c->ignored || !lock(c))
 		return;
 	e = &c->event;
@@ -465,21 +517,28 @@ out:
 	unlock(c);
 }
 
+#ifndef OLD_KERNEL
+
 /* Rung A's door. */
 static __always_inline void door_a(struct sock *sk, int ret, enum direction way)
 {
 	__u16 family = sk->__sk_common.skc_family;
+	struct connection *c;
 	struct buffer b;
+	__u32 pid;
 
 	if ((family != AF_INET && family != AF_INET6) || sk->sk_protocol != IPPROTO_TCP)
 		return;
 	if (ret <= 0 && way == RECV)
 		return; /* each event loop's last read */
-	if (!sock_selected(bpf_get_current_pid_tgid() >> 32, sk))
+	c = connection_of(sk);
+	pid = bpf_get_current_pid_tgid() >> 32;
+	/* Who began this connection's last exchange was selected: no need to ask again. */
+	if (!(c && c->event.pid == pid) && !sock_selected(pid, sk))
 		return;
 	b = syscall_buffer(ret);
 	if (ret > 0)
-		on_data(sk, &b, ret, way);
+		on_data(sk, c, &b, ret, way);
 }
 
 SEC("tp_btf/sock_send_length")
@@ -494,6 +553,171 @@ int BPF_PROG(exchange_recv, struct sock *sk, int ret, int flags)
 {
 	if (!(flags & MSG_PEEK))
 		door_a(sk, ret, RECV);
+	return 0;
+}
+
+#endif
+
+/* A call of tcp_sendmsg or tcp_recvmsg that a thread is in: rungs B and C. */
+struct call {
+	struct sock *sk;
+	struct buffer buffer;
+	__u32 flags;
+	__u32 _pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32); /* tid */
+	__type(value, struct call);
+} calls SEC(".maps");
+
+static __always_inline void call_begins(struct sock *sk, struct msghdr *msg, int flags)
+{
+	__u64 id = bpf_get_current_pid_tgid();
+	struct call call = { .sk = sk, .flags = flags };
+	__u32 tid = id;
+
+	if (!sock_selected(id >> 32, sk))
+		return;
+	if (msg)
+		call.buffer = msghdr_buffer(msg);
+	bpf_map_update_elem(&calls, &tid, &call, BPF_ANY);
+}
+
+/* A kretprobe has lost its arguments; where they are still there, the verifier trusts them more. */
+static __always_inline void call_ends(struct sock *sk, bool have_sk, int ret, enum direction way)
+{
+	__u64 id = bpf_get_current_pid_tgid();
+	__u32 tid = id;
+	struct call *call = bpf_map_lookup_elem(&calls, &tid);
+	struct buffer buffer;
+
+	if (!call)
+		return; /* not selected */
+	if (!have_sk)
+		sk = call->sk;
+	buffer = call->buffer;
+	if (call->flags & MSG_PEEK && way == RECV)
+		ret = 0;
+	bpf_map_delete_elem(&calls, &tid);
+	if (ret > 0)
+		on_data(sk, connection_of(sk), &buffer, ret, way);
+}
+
+/*
+ * tcp_recvmsg() lost arguments over time: nonblock in 5.19 (Linux commit
+ * ec095263a965), addr_len in 7.2. The agent counts them in the kernel's BTF.
+ */
+const volatile __u32 recv_args = 5; /* set before load */
+
+SEC("fentry/tcp_sendmsg")
+int BPF_PROG(exchange_fentry_send, struct sock *sk, struct msghdr *msg)
+{
+	call_begins(sk, msg, 0);
+	return 0;
+}
+
+SEC("fexit/tcp_sendmsg")
+int BPF_PROG(exchange_fexit_send, struct sock *sk, struct msghdr *msg, unsigned long size, int ret)
+{
+	call_ends(sk, true, ret, SEND);
+	return 0;
+}
+
+/* The context may be read at constant offsets only: keep the compiler from choosing one first. */
+#define PICK(value, from)                                         \
+	({                                                        \
+		value = (from);                                   \
+		asm volatile("# " #from : "+r"(value)::"memory"); \
+	})
+
+SEC("fentry/tcp_recvmsg")
+int exchange_fentry_recv(__u64 *ctx)
+{
+	__u64 flags;
+
+	if (recv_args == 6)
+		PICK(flags, ctx[4]);
+	else
+		PICK(flags, ctx[3]);
+	call_begins((struct sock *)ctx[0], (struct msghdr *)ctx[1], flags);
+	return 0;
+}
+
+SEC("fexit/tcp_recvmsg")
+int exchange_fexit_recv(__u64 *ctx)
+{
+	__u64 ret;
+
+	if (recv_args == 6)
+		PICK(ret, ctx[6]);
+	else if (recv_args == 5)
+		PICK(ret, ctx[5]);
+	else
+		PICK(ret, ctx[4]);
+	call_ends((struct sock *)ctx[0], true, ret, RECV);
+	return 0;
+}
+
+/* What sendfile() calls before 6.5: bytes to count, no buffer. */
+SEC("fexit/tcp_sendpage")
+int BPF_PROG(exchange_fexit_sendpage, struct sock *sk, void *page, int offset, unsigned long size,
+	     int flags, int ret)
+{
+	struct buffer none = { .kind = BUFFER_NONE };
+
+	if (ret > 0 && sock_selected(bpf_get_current_pid_tgid() >> 32, sk))
+		on_data(sk, connection_of(sk), &none, ret, SEND);
+	return 0;
+}
+
+SEC("kprobe/tcp_sendmsg")
+int BPF_KPROBE(exchange_kprobe_send, struct sock *sk, struct msghdr *msg)
+{
+	call_begins(sk, msg, 0);
+	return 0;
+}
+
+SEC("kretprobe/tcp_sendmsg")
+int BPF_KRETPROBE(exchange_kretprobe_send, int ret)
+{
+	call_ends(NULL, false, ret, SEND);
+	return 0;
+}
+
+SEC("kprobe/tcp_recvmsg")
+int BPF_KPROBE(exchange_kprobe_recv, struct sock *sk, struct msghdr *msg)
+{
+	__u64 flags;
+
+	if (recv_args == 6)
+		PICK(flags, PT_REGS_PARM5(ctx));
+	else
+		PICK(flags, PT_REGS_PARM4(ctx));
+	call_begins(sk, msg, flags);
+	return 0;
+}
+
+SEC("kretprobe/tcp_recvmsg")
+int BPF_KRETPROBE(exchange_kretprobe_recv, int ret)
+{
+	call_ends(NULL, false, ret, RECV);
+	return 0;
+}
+
+SEC("kprobe/tcp_sendpage")
+int BPF_KPROBE(exchange_kprobe_sendpage, struct sock *sk)
+{
+	call_begins(sk, NULL, 0);
+	return 0;
+}
+
+SEC("kretprobe/tcp_sendpage")
+int BPF_KRETPROBE(exchange_kretprobe_sendpage, int ret)
+{
+	call_ends(NULL, false, ret, SEND);
 	return 0;
 }
 
@@ -527,12 +751,12 @@ int BPF_PROG(exchange_state, struct sock *sk, int before, int after)
 		/* In connect(): the one moment that tells a client for sure. */
 		if (sk->sk_protocol == IPPROTO_TCP &&
 		    pid_selected(bpf_get_current_pid_tgid() >> 32))
-			new_connection(bpf_get_socket_cookie(sk), EXCHANGE_CLIENT);
+			new_connection(socket_id(sk), EXCHANGE_CLIENT);
 		return 0;
 	}
 	if (after != TCP_FIN_WAIT1 && after != TCP_LAST_ACK && after != TCP_CLOSE)
 		return 0;
-	cookie = sk->__sk_common.skc_cookie.counter;
+	cookie = known_socket_id(sk);
 	if (!cookie)
 		return 0; /* nobody ever asked for it: not ours */
 	c = bpf_map_lookup_elem(&connections, &cookie);
@@ -544,8 +768,10 @@ int BPF_PROG(exchange_state, struct sock *sk, int before, int after)
 	} else if (after == TCP_CLOSE) {
 		end_of_work(c);
 	}
-	if (after == TCP_CLOSE)
+	if (after == TCP_CLOSE) {
 		bpf_map_delete_elem(&connections, &cookie);
+		forget_socket(sk);
+	}
 	return 0;
 }
 
@@ -560,7 +786,7 @@ static long sweep_one(void *map, __u64 *key, struct connection *c, struct exchan
 {
 	/* Cheap look first: most connections are idle, and a lock would disturb their owners. */
 	if (c->state != RESPONSE || (c->swept && c->swept_bytes == c->event.response_bytes) ||
-	    !paused(c, command) || !trylock(c))
+	    !paused(c, command) || !take(&c->busy))
 		return 0;
 	if (c->state == RESPONSE && !c->torn && paused(c, command)) {
 		emit(c, EXCHANGE_IDLE);
@@ -570,6 +796,25 @@ static long sweep_one(void *map, __u64 *key, struct connection *c, struct exchan
 	unlock(c);
 	return 0;
 }
+
+#ifdef OLD_KERNEL
+
+/* set before load: an iterator takes no argument */
+const volatile __u64 sweep_idle_ns = 20000000;
+
+/* Send the exchanges whose response has paused: run by reading from the iterator. */
+SEC("iter/bpf_map_elem")
+int exchange_sweep(struct bpf_iter__bpf_map_elem *ctx)
+{
+	struct exchange_command command = { .idle_ns = sweep_idle_ns };
+	struct connection *c = ctx->value;
+
+	if (c)
+		sweep_one(NULL, NULL, c, &command);
+	return 0;
+}
+
+#else
 
 /* Send the exchanges whose response has paused. User space knows whether they are complete. */
 SEC("syscall")
@@ -596,3 +841,5 @@ int exchange_ignore(struct exchange_command *in)
 	}
 	return 0;
 }
+
+#endif

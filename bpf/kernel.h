@@ -4,6 +4,7 @@
  * CO-RE relocates by name, so member order and omitted members are harmless.
  */
 #pragma once
+#define __VMLINUX_H__       /* tells bpf_tracing.h that pt_regs has the kernel's field names */
 #pragma clang system_header /* -Wpadded is for our structs, not theirs */
 
 typedef unsigned char __u8;
@@ -81,6 +82,50 @@ struct sock {
 	int sk_err;
 };
 
+/* The same name since 5.10, other values and other fields: read through CO-RE only. */
+enum iter_type {
+	ITER_IOVEC = 1,
+	ITER_UBUF = 0,
+};
+
+struct iovec;
+
+struct iov_iter {
+	__u8 iter_type;
+	unsigned long iov_offset;
+	const struct iovec *__iov;
+	void *ubuf;
+	unsigned long nr_segs;
+};
+
+/* Before Linux commit 747b1f65d39a ("iov_iter: overlay struct iovec and ubuf/len", 6.4). */
+struct iov_iter___iov {
+	const struct iovec *iov;
+};
+
+/* Before Linux commit 8cd54c1c8480 ("iov_iter: separate direction from flavour", 5.14). */
+struct iov_iter___type {
+	unsigned int type;
+};
+
+struct msghdr {
+	struct iov_iter msg_iter;
+};
+
+struct bpf_map;
+struct seq_file;
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	struct bpf_map *map;
+	void *key;
+	void *value;
+};
+
 struct tcp_sock {
 	__u64 bytes_received;
 	__u64 bytes_sent;
@@ -115,15 +160,30 @@ struct linux_binprm {
 
 #ifdef __TARGET_ARCH_x86
 struct pt_regs {
-	unsigned long di;
-	unsigned long si;
+	unsigned long r10;
+	unsigned long r9;
+	unsigned long r8;
+	unsigned long ax;
+	unsigned long cx;
 	unsigned long dx;
+	unsigned long si;
+	unsigned long di;
 	unsigned long orig_ax;
+	unsigned long ip;
 	unsigned long cs;
+	unsigned long sp;
+	unsigned long bp;
 };
 #endif
 
 #ifdef __TARGET_ARCH_arm64
+struct user_pt_regs {
+	__u64 regs[31];
+	__u64 sp;
+	__u64 pc;
+	__u64 pstate;
+};
+
 struct pt_regs {
 	__u64 regs[31];
 	__u64 pstate;

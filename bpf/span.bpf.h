@@ -8,16 +8,17 @@
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
 
+#include "compat.bpf.h"
+
 /*
- * The inbound exchanges a thread has read and not begun to answer. While only
- * one is open, the xors are that one; no list is needed.
+ * The inbound exchanges a thread has read and not begun to answer. A connection
+ * has one at most, so its cookie names it. While only one is open, the xor is
+ * that one; no list is needed.
  */
 struct thread_exchanges {
 	__u64 cookies; /* xor of the open ones */
-	__u32 numbers; /* xor of the open ones */
 	__u32 open;
-	__u32 asks; /* it has sent requests of its own */
-	__u32 _pad;
+	__u32 asks; /* the thread has sent requests of its own */
 };
 
 struct {
@@ -32,31 +33,27 @@ static __always_inline struct thread_exchanges *thread_exchanges_of(__u32 tid)
 	return bpf_map_lookup_elem(&thread_exchanges, &tid);
 }
 
-static __always_inline void thread_exchange_begin(__u32 tid, __u64 cookie, __u32 number)
+/* *t* is what thread_exchanges_of() found. */
+static __always_inline void thread_exchange_begin(struct thread_exchanges *t, __u32 tid,
+						  __u64 cookie)
 {
-	struct thread_exchanges *t = thread_exchanges_of(tid);
-
 	if (t) {
-		__sync_fetch_and_xor(&t->cookies, cookie);
-		__sync_fetch_and_xor(&t->numbers, number);
+		ATOMIC_XOR(&t->cookies, cookie);
 		__sync_fetch_and_add(&t->open, 1);
 	} else {
-		struct thread_exchanges first = { .cookies = cookie, .numbers = number, .open = 1 };
+		struct thread_exchanges first = { .cookies = cookie, .open = 1 };
 
 		bpf_map_update_elem(&thread_exchanges, &tid, &first, BPF_ANY);
 	}
 }
 
-static __always_inline void thread_exchange_end(__u32 tid, __u64 cookie, __u32 number)
+static __always_inline void thread_exchange_end(__u32 tid, __u64 cookie)
 {
-	struct thread_exchanges *t = bpf_map_lookup_elem(&thread_exchanges, &tid);
+	struct thread_exchanges *t = thread_exchanges_of(tid);
 
-	if (!t)
-		return;
 	/* The thread may have ended and its tid come back: then these are not ours. */
-	if (t->open == 1 && (t->cookies != cookie || t->numbers != number))
+	if (!t || !t->open || (t->open == 1 && t->cookies != cookie))
 		return;
-	__sync_fetch_and_xor(&t->cookies, cookie);
-	__sync_fetch_and_xor(&t->numbers, number);
+	ATOMIC_XOR(&t->cookies, cookie);
 	__sync_fetch_and_add(&t->open, -1);
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "kernel.h"
+#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
 /* pid -> number of the rule that selected it. */
@@ -41,6 +42,6 @@ static __always_inline bool sock_selected(__u32 pid, struct sock *sk)
 		return true;
 	if (!ports_selected || pid == agent_pid)
 		return false;
-	port = sk->__sk_common.skc_num;
+	port = BPF_CORE_READ(sk, __sk_common.skc_num);
 	return bpf_map_lookup_elem(&ports, &port);
 }

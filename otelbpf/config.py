@@ -121,7 +121,7 @@ class Config:
     select: Select = field(default_factory=Select)
     outputs: tuple[str, ...] = ("otlp",)
     """Where to: otlp (as `export` says), console, file:PATH (OTLP JSON lines; file:- is stdout)."""
-    tick_s: float = 0.1
+    tick_s: float = 0.2
     """How often what the kernel has collected is fetched."""
     export: Export = field(default_factory=Export)
     metrics: Metrics = field(default_factory=Metrics)

@@ -43,9 +43,13 @@ class LoadError(OtelBpfError):
     def __init__(self, program: str, reason: str, log: str = "") -> None:
         self.log = log
         lines = [line.strip() for line in log.splitlines() if line.strip()]
-        if lines and lines[-1].startswith("processed "):
-            lines.pop()
-        last = f": {lines[-1]}" if lines else ""
+        # The verifier's own words, without its statistics; else the first thing that libbpf says.
+        telling = [
+            line
+            for line in lines
+            if not line.startswith(("libbpf: ", "processed ", "verification time", "stack depth", "-- "))
+        ]
+        last = f": {telling[-1]}" if telling else f": {lines[0]}" if lines else ""
         more = f" ({len(lines) - 1} more lines with --debug)" if lines[1:] else ""
         super().__init__(f"{program}: {reason}{last}{more}")
 

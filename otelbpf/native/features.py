@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from otelbpf.errors import LoadError, NotSupported
-from otelbpf.native.object import OBJECTS, Object, libbpf_version
+from otelbpf.native.object import Object, libbpf_version
 
 BTF = Path("/sys/kernel/btf/vmlinux")
 PID_NAMESPACE = Path("/proc/self/ns/pid")
@@ -17,11 +17,6 @@ INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO in include/linux/proc_ns
 CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 19, 21, 38, 39
 
 LOST_WITHOUT = {
-    "exchange_send": "no HTTP spans or metrics; this rung needs Linux 6.3",
-    "exchange_recv": "no HTTP spans or metrics; this rung needs Linux 6.3",
-    "exchange_state": "resets and unanswered requests are not seen",
-    "exchange_sweep": "finished exchanges wait for the next request or the close",
-    "exchange_ignore": "connections that are not HTTP go on costing what a capture costs",
     "process_fork": "children of a selected process are not followed",
     "process_exec": "processes that live less than a tick have no name",
     "process_exit": "a process id that is used again stays selected",
@@ -52,9 +47,9 @@ def require() -> None:
 
 
 def check() -> list[Feature]:
-    """Try everything the agent would use: load each program, attach it, detach it at once.
+    """What everything stands on, and the hooks that every probe needs.
 
-    Nothing is selected while it tries, so nothing is observed.
+    Nothing is selected while programs are tried, so nothing is observed.
     """
     found = [
         Feature("kernel", ok=True, detail=f"Linux {platform.release()} {platform.machine()}"),
@@ -64,10 +59,15 @@ def check() -> list[Feature]:
         _pid_namespace(),
         _ptrace(),
     ]
-    if all(feature.ok for feature in found if feature.needed):
-        for path in sorted(OBJECTS.glob("*.bpf.o")):
-            found += _programs(path.name.removesuffix(".bpf.o"))
+    if usable(found):
+        with Object("process") as obj:
+            names = obj.programs()
+        found += [_program(name) for name in names]
     return found
+
+
+def usable(found: Sequence[Feature]) -> bool:
+    return all(feature.ok for feature in found if feature.needed)
 
 
 def _capabilities() -> int:
@@ -123,17 +123,12 @@ def _ptrace() -> Feature:
     )
 
 
-def _programs(stem: str) -> Iterator[Feature]:
-    with Object(stem) as probe:
-        names = probe.programs()
-    for name in names:
-        try:
-            with Object(stem) as obj:
-                obj.only([name])
-                obj.load()
-                if name not in {"exchange_sweep", "exchange_ignore"}:
-                    obj.attach(name)
-        except LoadError as e:
-            yield Feature(f"{stem}: {name}", ok=False, detail=str(e), advice=LOST_WITHOUT.get(name, ""))
-        else:
-            yield Feature(f"{stem}: {name}", ok=True, detail="loads and attaches")
+def _program(name: str) -> Feature:
+    try:
+        with Object("process") as obj:
+            obj.only([name])
+            obj.load()
+            obj.attach(name)
+    except LoadError as e:
+        return Feature(f"process: {name}", ok=False, detail=str(e), advice=LOST_WITHOUT[name])
+    return Feature(f"process: {name}", ok=True, detail="loads and attaches")

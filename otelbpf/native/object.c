@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
@@ -222,6 +223,54 @@ int otb_run(otb_object *obj, const char *program, void *context, uint32_t size)
 	LIBBPF_OPTS(bpf_test_run_opts, opts, .ctx_in = context, .ctx_size_in = size);
 
 	return prog ? bpf_prog_test_run_opts(bpf_program__fd(prog), &opts) : -ENOENT;
+}
+
+int otb_kernel_params(const char *function)
+{
+	struct btf *btf = btf__load_vmlinux_btf();
+	const struct btf_type *type;
+	int id, n;
+
+	if (!btf)
+		return -errno;
+	id = btf__find_by_name_kind(btf, function, BTF_KIND_FUNC);
+	if (id < 0) {
+		btf__free(btf);
+		return id;
+	}
+	type = btf__type_by_id(btf, btf__type_by_id(btf, (uint32_t)id)->type);
+	n = btf_vlen(type);
+	btf__free(btf);
+	return n;
+}
+
+int otb_iterate(otb_object *obj, const char *program, const char *map)
+{
+	struct bpf_program *prog = bpf_object__find_program_by_name(obj->bpf, program);
+	union bpf_iter_link_info which = { .map.map_fd = (uint32_t)otb_map_fd(obj, map) };
+	LIBBPF_OPTS(bpf_iter_attach_opts, opts, .link_info = &which, .link_info_len = sizeof(which));
+	char nothing[64];
+	struct bpf_link *link;
+	int fd, err = 0;
+	ssize_t got;
+
+	if (!prog)
+		return -ENOENT;
+	link = bpf_program__attach_iter(prog, &opts);
+	if (!link)
+		return -errno;
+	fd = bpf_iter_create(bpf_link__fd(link));
+	if (fd < 0) {
+		err = -errno;
+	} else {
+		do {
+			got = read(fd, nothing, sizeof(nothing));
+		} while (got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR)));
+		err = got < 0 ? -errno : 0;
+		close(fd);
+	}
+	bpf_link__destroy(link);
+	return err;
 }
 
 void otb_close(otb_object *obj)

@@ -103,6 +103,10 @@ class Object:
         size = ffi.sizeof(context[0])
         self._done(lib.otb_run(self._ptr, program.encode(), context, size), f"running {program}")
 
+    def iterate(self, program: str, map_name: str) -> None:
+        """Run a ``SEC("iter/bpf_map_elem")`` program over all of a map."""
+        self._done(lib.otb_iterate(self._ptr, program.encode(), map_name.encode()), f"running {program}")
+
     def _done(self, result: int, what: str) -> int:
         if result >= 0:
             return result
@@ -124,6 +128,11 @@ class Object:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def kernel_params(function: str) -> int:
+    """How many parameters a kernel function has; 0 when this kernel has no such function, or does not say."""
+    return max(0, int(lib.otb_kernel_params(function.encode())))
 
 
 def map_set(fd: int, key: bytes, value: bytes) -> None:

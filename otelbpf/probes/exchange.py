@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from otelbpf import __version__
 from otelbpf.aggregate import Histogram, SeriesTable
+from otelbpf.capture import NAMES, OLD, Capture
 from otelbpf.model import Points, Scope, SpanBatch, SpanShape
 from otelbpf.native._shim import ffi, lib
 from otelbpf.native.assembler import UNKNOWN, Assembler
@@ -31,8 +32,6 @@ from otelbpf.protocols.http1 import (
 from otelbpf.protocols.routes import Routes
 
 SCOPE = Scope("otelbpf.http", __version__)
-HOOKS = ("exchange_send", "exchange_recv", "exchange_state")
-RUN = ("exchange_sweep", "exchange_ignore")
 UNCOVERED = ("tls", "http2", "upgrade", "pipelined", "unknown")
 OMITTED = ("sdk", "unsampled")
 IDLE_NS = 20_000_000
@@ -48,13 +47,17 @@ class ExchangeConfig:
     """Record the query of request targets (url.query, and in url.full). It may hold secrets."""
     routes: list[str] = field(default_factory=list)
     """Patterns for http.route, first match first: /users/{id}, /static/*."""
-    max_connections: int = 65536
+    capture: str = "auto"
+    """How bytes are found: tracepoint, fentry, kprobe; or auto, the first of these that this kernel allows."""
+    max_connections: int = 16384
     """Connections followed at a time; socket calls on more are counted as lost."""
     ring_bytes: int = 8 << 20
     """Ring buffer between kernel and agent; a power of two."""
 
     def __post_init__(self) -> None:
         Routes(self.routes)
+        if self.capture not in ("auto", *NAMES):
+            raise ValueError(f"capture: want auto or one of {', '.join(NAMES)}, got {self.capture!r}")
         if self.ring_bytes < MIN_RING_BYTES or self.ring_bytes & (self.ring_bytes - 1):
             raise ValueError(f"ring_bytes: want a power of two of {MIN_RING_BYTES} or more, got {self.ring_bytes}")
         if self.ring_bytes > MAX_RING_BYTES:
@@ -87,6 +90,16 @@ class Meter:
             histogram.record(series[known], sizes[known].astype(np.float64), n)
 
 
+def prepare(obj: Object, config: ExchangeConfig, context: Context) -> None:
+    obj.layout("exchange_event")
+    obj.layout("exchange_command")
+    obj.set_max_entries("exchange_events", config.ring_bytes)
+    for each in ("connections", "socket_ids"):
+        obj.set_max_entries(each, config.max_connections)
+    for shared in ("targets", "ports", "thread_exchanges"):
+        obj.share_map(shared, context.kernel)
+
+
 class Exchange:
     """The probe, running."""
 
@@ -97,23 +110,13 @@ class Exchange:
         self.meters = {role: Meter(role.name.lower(), context.max_series, context) for role in Role}
         self.assembler = Assembler(self._forget, keep_query=config.url_query)
         self._forget()
-        self.object = Object("exchange")
+        constants = {**context.constants, "exchange_events_high": config.ring_bytes // 2}
+        self.capture = Capture(config.capture, constants, lambda obj: prepare(obj, config, context))
+        self.object = self.capture.object
         try:
-            layout = self.object.layout("exchange_event")
-            self.object.layout("exchange_command")
-            self.object.set_constants(dict(context.constants) | {"exchange_events_high": config.ring_bytes // 2})
-            self.object.set_max_entries("exchange_events", config.ring_bytes)
-            self.object.set_max_entries("connections", config.max_connections)
-            for shared in ("targets", "ports", "thread_exchanges"):
-                self.object.share_map(shared, context.kernel)
-            self.object.load()
-            self.ring = Ring(
-                self.object,
-                "exchange_events",
-                layout.itemsize + lib.EXCHANGE_REQUEST_LEN + lib.EXCHANGE_RESPONSE_LEN,
-            )
-            for hook in HOOKS:
-                self.object.attach(hook)
+            largest = self.object.layout("exchange_event").itemsize
+            largest += lib.EXCHANGE_REQUEST_LEN + lib.EXCHANGE_RESPONSE_LEN
+            self.ring = Ring(self.object, "exchange_events", largest)
         except BaseException:
             self.object.close()
             raise
@@ -121,8 +124,7 @@ class Exchange:
         self._command = ffi.new("struct exchange_command *")
 
     def tick(self, *, last: bool) -> Iterator[SpanBatch]:
-        self._command.idle_ns = 0 if last else IDLE_NS
-        self.object.run("exchange_sweep", self._command)
+        self._sweep(last=last)
         more = True
         while more:
             records, size, more = self.ring.drain()
@@ -136,7 +138,18 @@ class Exchange:
         for rows in self.assembler.flush(time.clock_gettime_ns(time.CLOCK_MONOTONIC), everything=last):
             yield from self._batches(rows)
 
+    def _sweep(self, *, last: bool) -> None:
+        if self.capture.rung.stem == OLD:
+            if last:
+                time.sleep(IDLE_NS / 1e9)  # its threshold is fixed
+            self.object.iterate("exchange_sweep", "connections")
+            return
+        self._command.idle_ns = 0 if last else IDLE_NS
+        self.object.run("exchange_sweep", self._command)
+
     def _ignore(self) -> None:
+        if self.capture.rung.stem == OLD:
+            return  # they go on costing what a capture costs
         for cookie in self.assembler.ignored():
             self._command.cookie = cookie
             self.object.run("exchange_ignore", self._command)
