@@ -102,15 +102,19 @@ class Capture:
 
 def check() -> list[Feature]:
     """Try each rung on its own: load, attach, detach. Nothing is selected, so nothing is observed."""
-    found = []
+    found: dict[str, Feature] = {}
     for rung in LADDER:
+        if rung.name in found and found[rung.name].ok:
+            continue  # as an old kernel takes it, too
+        name = f"capture: {rung.name}"
         try:
             Capture._open(rung, {}, lambda _: None).close()  # noqa: SLF001
         except LoadError as e:
             advice = f"it needs {rung.needs}; nothing is lost while another rung works"
-            found.append(Feature(f"capture: {rung.title}", ok=False, detail=str(e), advice=advice, needed=False))
+            found.setdefault(rung.name, Feature(name, ok=False, detail=str(e), advice=advice, needed=False))
         else:
-            found.append(Feature(f"capture: {rung.title}", ok=True, detail="loads and attaches", needed=False))
-    best = next((rung.title for rung, feature in zip(LADDER, found, strict=True) if feature.ok), None)
+            found[rung.name] = Feature(name, ok=True, detail=f"{rung.title}: loads and attaches", needed=False)
+    best = next((name for name, feature in found.items() if feature.ok), None)
     lost = "no HTTP spans or metrics: the kernel offers none of these hooks"
-    return [*found, Feature("capture", ok=best is not None, detail=f"by {best}" if best else "none", advice=lost)]
+    detail = f"by {best}" if best else "no rung works"
+    return [*found.values(), Feature("capture", ok=best is not None, detail=detail, advice=lost)]

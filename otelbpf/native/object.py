@@ -111,7 +111,7 @@ class Object:
         if result >= 0:
             return result
         advice = {
-            errno.EPERM: "; it needs root, or CAP_BPF and CAP_PERFMON",
+            errno.EPERM: "; it needs root, or CAP_BPF and CAP_PERFMON" if os.geteuid() else "; this kernel forbids it",
             errno.ENOMEM: "; the kernel has no memory for its maps: make probes.exchange.ring_bytes"
             " or probes.exchange.max_connections smaller",
             errno.E2BIG: "; one of its maps is larger than the kernel allows",
