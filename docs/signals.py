@@ -28,6 +28,7 @@ import numpy as np
 
 from otelbpf import telemetry
 from otelbpf.aggregate import OVERFLOW
+from otelbpf.http import OMITTED, SCOPE, Meter
 from otelbpf.identity import Processes, agent_resource, host
 from otelbpf.kernel import Host
 from otelbpf.model import HistogramPoints, Points, Resource
@@ -35,7 +36,7 @@ from otelbpf.native.assembler import Shape
 from otelbpf.otlp.queue import Counters, DroppedSpans
 from otelbpf.probe import Tally
 from otelbpf.probes import PROBES
-from otelbpf.probes.exchange import OMITTED, SCOPE, Exchange, Meter
+from otelbpf.probes.exchange import Exchange
 from otelbpf.protocols.http1 import CLOSED, METHODS, Described, Known, Parent, Role, describe
 from otelbpf.protocols.routes import Routes
 
@@ -194,7 +195,8 @@ def tally(owner: type) -> Tally:
     kernel = SimpleNamespace(counter=lambda _: 0)
     counts: defaultdict[str, int] = defaultdict(int)
     assembler = SimpleNamespace(counts=lambda: counts)
-    stub = SimpleNamespace(kernel=kernel, object=kernel, assembler=assembler, omitted=dict.fromkeys(OMITTED, 0))
+    http = SimpleNamespace(assembler=assembler, omitted=dict.fromkeys(OMITTED, 0))
+    stub = SimpleNamespace(kernel=kernel, object=kernel, http=http)
     result: Tally = owner.tally(stub)  # type: ignore[attr-defined]
     return result
 

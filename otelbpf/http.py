@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP exchanges from records to spans and metric points, a drain at a time. Knows no kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from otelbpf import __version__
+from otelbpf.aggregate import Histogram, SeriesTable
+from otelbpf.model import Points, Scope, SpanBatch, SpanShape
+from otelbpf.native.assembler import UNKNOWN, Assembler
+from otelbpf.probe import Context
+from otelbpf.protocols.http1 import (
+    DURATION_BOUNDS_S,
+    FIRST_BYTE,
+    PEER_PORT,
+    SIZE_BOUNDS,
+    Described,
+    Known,
+    Role,
+    describe,
+)
+from otelbpf.protocols.routes import Routes
+
+SCOPE = Scope("otelbpf.http", __version__)
+OMITTED = ("sdk", "unsampled")
+SAMPLED = 1
+
+
+class Meter:
+    """One role's three histograms over one table of series."""
+
+    def __init__(self, role: str, max_series: int, context: Context) -> None:
+        self.table = SeriesTable(max_series, context.now_ns)
+        sizes = f"Size of HTTP {role} {{}} bodies."
+        self.duration = Histogram(
+            SCOPE, f"http.{role}.request.duration", "s", f"Duration of HTTP {role} requests.", DURATION_BOUNDS_S
+        )
+        self.request = Histogram(SCOPE, f"http.{role}.request.body.size", "By", sizes.format("request"), SIZE_BOUNDS)
+        self.response = Histogram(SCOPE, f"http.{role}.response.body.size", "By", sizes.format("response"), SIZE_BOUNDS)
+
+    @property
+    def histograms(self) -> tuple[Histogram, ...]:
+        return self.duration, self.request, self.response
+
+    def record(self, series: NDArray[Any], rows: NDArray[Any]) -> None:
+        n = len(self.table)
+        self.duration.record(series, (rows["end_ns"] - rows["start_ns"]) * 1e-9, n)
+        for histogram, sizes in ((self.request, rows["request_body"]), (self.response, rows["response_body"])):
+            known = sizes != UNKNOWN
+            histogram.record(series[known], sizes[known].astype(np.float64), n)
+
+
+class HttpMapping:
+    """Turns framed exchange records into batches of spans, and counts them into histograms."""
+
+    def __init__(self, context: Context, routes: Sequence[str], *, url_query: bool) -> None:
+        self.context = context
+        self.routes = Routes(routes)
+        self.omitted = dict.fromkeys(OMITTED, 0)
+        self.meters = {role: Meter(role.name.lower(), context.max_series, context) for role in Role}
+        self.assembler = Assembler(self._restart, keep_query=url_query)
+        self._restart()
+
+    def feed(self, records: Any, size: int, ignore: Callable[[Sequence[int]], None]) -> Iterator[SpanBatch]:
+        """Map what `Ring.drain` returned; each batch is valid until the next is asked for.
+
+        Args:
+            ignore: Told the cookies of connections that speak nothing we read.
+        """
+        for rows in self.assembler.feed(records, size):
+            yield from self._batches(rows)
+            ignore(self.assembler.ignored())
+
+    def flush(self, now_ns: int, *, everything: bool) -> Iterator[SpanBatch]:
+        """Finish held exchanges that have been quiet too long at *now_ns* (CLOCK_MONOTONIC), or all of them."""
+        for rows in self.assembler.flush(now_ns, everything=everything):
+            yield from self._batches(rows)
+
+    def forget(self) -> None:
+        """Ask for Resources again from now on."""
+        self.assembler.forget()
+
+    def _restart(self) -> None:
+        """Shape indices begin again."""
+        self.shapes: list[SpanShape] = []
+        self.known: Known = {}
+        self.numbers: dict[int, int] = {}
+        self.role = np.empty(0, np.uint8)
+        self.series = np.empty(0, np.int64)
+        self.foreign = np.empty(0, np.bool_)
+        self.outside: dict[int, list[bytes]] = {}
+
+    def _learn(self) -> None:
+        """Describe the shapes that this feed was the first to see."""
+        new = self.assembler.shapes(len(self.shapes))
+        if not new:
+            return
+        roles, series, foreign = [], [], []
+        for shape in new:
+            described = describe(shape, self.assembler.string, self.context.resource, self.routes, self.known)
+            roles.append(described.role)
+            series.append(self._series_of(described))
+            foreign.append(described.foreign)
+            if described.foreign and (ids := self.context.outside_contexts(shape.pid, shape.process_start_ns)):
+                self.outside[len(self.shapes)] = sorted(ids)
+            self.shapes.append(described.span)
+        self.role = np.concatenate([self.role, np.array(roles, np.uint8)])
+        self.series = np.concatenate([self.series, np.array(series, np.int64)])
+        self.foreign = np.concatenate([self.foreign, np.array(foreign, np.bool_)])
+
+    def _series_of(self, described: Described) -> int:
+        key = id(described.metric)  # one object for all shapes that differ in details only; self.known keeps it
+        number = self.numbers.get(key)
+        if number is None:
+            table = self.meters[described.role].table
+            number = self.numbers[key] = table.index(described.span.resource, described.metric)
+        return number
+
+    def _batches(self, rows: NDArray[Any]) -> Iterator[SpanBatch]:
+        if not len(rows):
+            return
+        self._learn()
+        shape = rows["shape"]
+        roles = self.role[shape]
+        for role, meter in self.meters.items():
+            mine = np.flatnonzero(roles == role)
+            if len(mine):
+                meter.record(self.series[shape[mine]], rows[mine])
+        ours, sampled = self._ours(rows), (rows["flags"] & SAMPLED).astype(np.bool_)
+        if not (ours & sampled).all():
+            self.omitted["sdk"] += int(np.count_nonzero(~ours))
+            self.omitted["unsampled"] += int(np.count_nonzero(ours & ~sampled))
+            rows = rows[ours & sampled]
+            shape = rows["shape"]
+        if len(rows):
+            yield SpanBatch(
+                scope=SCOPE,
+                shapes=self.shapes,
+                shape=shape,
+                trace_id=rows["trace_id"],
+                span_id=rows["span_id"],
+                parent_id=rows["parent_id"],
+                flags=rows["flags"],
+                start_ns=self.context.unix_ns(rows["start_ns"]),
+                end_ns=self.context.unix_ns(rows["end_ns"]),
+                columns={
+                    PEER_PORT: rows["peer_port"],
+                    FIRST_BYTE: (rows["first_ns"] - rows["start_ns"]) * 1e-9,
+                },
+            )
+
+    def _ours(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        """Rows whose span nobody else reports.
+
+        A client request that carries the context of a span of this very process
+        is reported by the SDK that made that span, unless the process was
+        started with the context: then it made none.
+        """
+        ours: NDArray[np.bool_] = ~self.foreign[rows["shape"]]
+        if self.outside and not ours.all():
+            for shape, ids in self.outside.items():
+                ours |= (rows["shape"] == shape) & np.isin(
+                    rows["parent_id"].astype("V8").view(np.uint64), np.frombuffer(b"".join(ids), np.uint64)
+                )
+        return ours
+
+    def points(self, time_ns: int) -> Sequence[Points]:
+        """Every histogram that has counted something; then forget the processes that are gone."""
+        points = [
+            histogram.points(meter.table, time_ns) for meter in self.meters.values() for histogram in meter.histograms
+        ]
+        living, forgot = self.context.living(), False
+        for meter in self.meters.values():
+            moved = meter.table.keep(living)
+            if moved is not None:
+                forgot = True
+                for histogram in meter.histograms:
+                    histogram.move(moved)
+        if forgot:
+            self.assembler.forget()  # shapes know series by number
+        return [each for each in points if len(each.resources)]
