@@ -82,7 +82,7 @@ def busy(server: Nginx, to: Receiver, seconds: int, connections: int) -> Busy:
 
 def run(*, quick: bool) -> Iterator[Table]:
     rounds, seconds = (1, 1) if quick else (3, 4)
-    with nginx() as server, receiver() as to:
+    with nginx(BARE) as server, receiver() as to:
         tracing, first = zip(*(start(server, to) for _ in range(2 if quick else 5)), strict=True)
         rests = [rest(server, to, seconds) for _ in range(rounds)]
         found = {

@@ -131,10 +131,20 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    server {{ listen 127.0.0.1:{port}; location / {{ return 200 "hello\\n"; }} }}
+    server {{
+        listen 127.0.0.1:{port};
+        {work}
+    }}
     server {{ listen 127.0.0.1:{status}; location / {{ stub_status; }} }}
 }}
 """
+
+
+BARE = 'location / { return 200 "hello\\n"; }'
+"""The least that nginx can do for a request: what tracing adds weighs most."""
+PAGE = "sendfile on; tcp_nopush on; root {folder}; access_log {folder}/access.log combined;"
+"""A file from disk and a line in the log, as Debian's nginx does out of the box."""
+PAGE_BYTES = 612  # of nginx's own welcome page
 
 
 @dataclass
@@ -152,11 +162,15 @@ class Nginx:
 
 
 @contextmanager
-def nginx() -> Iterator[Nginx]:
+def nginx(work: str) -> Iterator[Nginx]:
+    """Start it; *work* is BARE or PAGE."""
     with tempfile.TemporaryDirectory(prefix="otelbpf-bench-") as folder:
         port, status = free_port(), free_port()
         config = Path(folder, "nginx.conf")
-        config.write_text(NGINX.format(folder=folder, port=port, status=status))
+        Path(folder).chmod(0o755)  # its worker runs as nobody, or as whoever it is configured for
+        Path(folder, "index.html").write_bytes(b"x" * (PAGE_BYTES - 1) + b"\n")
+        work = work.replace("{folder}", folder)
+        config.write_text(NGINX.format(folder=folder, port=port, status=status, work=work))
         with started(["nginx", "-c", str(config)], APP) as process:
             until(lambda: answers(status), process, "nginx")
             yield Nginx(process.pid, port, status)

@@ -11,7 +11,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from bench.load import APP, PLACEMENT, REST, Agent, Nginx, Receiver, agent, idle_s, nginx, receiver, run_time_s, wrk
+from bench.load import (
+    APP,
+    BARE,
+    PAGE,
+    PLACEMENT,
+    REST,
+    Agent,
+    Nginx,
+    Receiver,
+    agent,
+    idle_s,
+    nginx,
+    receiver,
+    run_time_s,
+    wrk,
+)
 from bench.receiver import Summary
 from bench.report import Budget, Row, Table, spread, spreads
 
@@ -46,6 +61,12 @@ class Leg:
     answered: int = 0
     """Requests, as nginx counted."""
     received: Summary | None = None
+
+
+WORK = {
+    "`return 200`": BARE,
+    "a page of 612 bytes and an access log": PAGE,
+}
 
 
 def alone(server: Nginx, _to: Receiver, seconds: int) -> Leg:
@@ -105,21 +126,22 @@ def leg(server: Nginx, seconds: int) -> Leg:
 
 def run(*, quick: bool) -> Iterator[Table]:
     rounds, seconds = (2, 1) if quick else (5, 4)
-    legs: dict[str, list[Leg]] = {form: [] for form in FORMS}
-    with nginx() as server, receiver() as to:
-        wrk(server.port, 1, CONNECTIONS)
-        for i in range(rounds):
-            # Each form is first, second and third in turn: a drift of the machine is in all of them.
-            order = [*FORMS][i % 3 :] + [*FORMS][: i % 3]
-            for form in order:
-                legs[form].append(FORMS[form](server, to, seconds))
-        bpf = bpf_time(server, to, 1 if quick else 2)
-    yield forms(legs, seconds)
-    yield costs(legs, bpf)
-    yield accounts(legs["traced"])
+    for what, work in WORK.items():
+        legs: dict[str, list[Leg]] = {form: [] for form in FORMS}
+        with nginx(work) as server, receiver() as to:
+            wrk(server.port, 1, CONNECTIONS)
+            for i in range(rounds):
+                # Each form is first, second and third in turn: a drift of the machine is in all of them.
+                order = [*FORMS][i % 3 :] + [*FORMS][: i % 3]
+                for form in order:
+                    legs[form].append(FORMS[form](server, to, seconds))
+            bpf = bpf_time(server, to, 1 if quick else 2)
+        yield forms(what, legs, seconds)
+        yield costs(what, legs, bpf)
+        yield accounts(what, legs["traced"])
 
 
-def forms(legs: Mapping[str, Sequence[Leg]], seconds: int) -> Table:
+def forms(what: str, legs: Mapping[str, Sequence[Leg]], seconds: int) -> Table:
     header = (
         "",
         "requests/s",
@@ -131,15 +153,15 @@ def forms(legs: Mapping[str, Sequence[Leg]], seconds: int) -> Table:
     fields = ("rate", "cpu_us", "app_busy", "app_others", "rest_busy")
     cells = [[form, *(spread([getattr(one, each) for one in many]) for each in fields)] for form, many in legs.items()]
     how = (
-        f"One nginx worker, `return 200`, keep-alive; wrk with one thread and {CONNECTIONS} connections."
+        f"One nginx worker, {what}, keep-alive; wrk with one thread and {CONNECTIONS} connections."
         f" {len(legs['traced'])} rounds, in each {seconds} s of every form in turn; median (minimum to maximum)."
         f" Placement: {PLACEMENT}. Where others had more than {DISTURBED:.0f} % of nginx's CPU,"
         " nginx's budgets are not judged."
     )
-    return Table("nginx, driven by wrk", how, header, cells)
+    return Table(f"nginx ({what}), driven by wrk", how, header, cells)
 
 
-def costs(legs: Mapping[str, Sequence[Leg]], bpf: Sequence[Row]) -> Table:
+def costs(what: str, legs: Mapping[str, Sequence[Leg]], bpf: Sequence[Row]) -> Table:
     none, other, selected = legs.values()
     disturbed = median(each.app_others for many in legs.values() for each in many) > DISTURBED
     ratio, cost = (None, None) if disturbed else (Budget(">=", 0.97), Budget("<=", 1))
@@ -167,10 +189,10 @@ def costs(legs: Mapping[str, Sequence[Leg]], bpf: Sequence[Row]) -> Table:
         " time and nginx is not, wrk is the bottleneck, and the throughput ratio shows how much of its CPU agent and"
         " receiver take; what tracing leaves of a saturated worker is the ratio of requests per CPU second."
     )
-    return spreads("What tracing costs nginx", how, rows)
+    return spreads(f"What tracing costs nginx ({what})", how, rows)
 
 
-def accounts(legs: Sequence[Leg]) -> Table:
+def accounts(what: str, legs: Sequence[Leg]) -> Table:
     header = (
         "traced run",
         "nginx answered",
@@ -197,7 +219,7 @@ def accounts(legs: Sequence[Leg]) -> Table:
         " histogram `http.server.request.duration`, are what an OTLP receiver got. Missing = answered - spans - what"
         " the agent says it lost, dropped or could not read; it must be 0."
     )
-    return Table("Where every request went", how, header, cells)
+    return Table(f"Where every request went ({what})", how, header, cells)
 
 
 def bpf_time(server: Nginx, to: Receiver, seconds: int) -> list[Row]:
