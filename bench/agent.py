@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from bench.load import PLACEMENT, Nginx, Receiver, agent, loading, nginx, receiver, wrk
+from bench.load import BARE, PLACEMENT, Nginx, Receiver, agent, loading, nginx, receiver, wrk
 from bench.report import Budget, Row, Table, spreads
 
 DELAY_MS = 10

@@ -98,7 +98,7 @@ class Replayed:
         for at in range(0, len(self._raw), self._step):
             size = min(self._step, len(self._raw) - at)
             yield from self._http.feed(self._raw + at, size, lambda _: None)
-        yield from self._http.flush(0, everything=last)
+        yield from self._http.flush(0, lambda _: None, everything=last)
 
     def points(self, time_ns: int) -> Sequence[Points]:
         return self._http.points(time_ns)

@@ -7,9 +7,9 @@
  *                                                          │ pause: sweep emits, state stays
  *                                                          ▼ close: emit
  *
- * Hooks: tp_btf/inet_sock_set_state (Linux 5.5) for connects, closes and resets,
- * and for the data one of three rungs. A rung is a door: it finds (sock, struct
- * buffer, length) its own way and calls on_data().
+ * Hooks: tp_btf/inet_sock_set_state and tp_btf/tcp_destroy_sock (Linux 5.5) for
+ * connects, closes, resets and ends, and for the data one of three rungs. A rung is a door: it
+ * finds (sock, struct buffer, length) its own way and calls on_data().
  *
  *   A  tp_btf/sock_{send,recv}_length (6.3): after the socket call, one program
  *   B  fentry and fexit of tcp_{sendmsg,recvmsg,sendpage}: needs trampolines
@@ -34,7 +34,7 @@ RING(exchange_events, 8 << 20);
 EVENT(exchange_event);
 EVENT(exchange_command);
 
-__u64 exchange_untracked; /* exchanges not begun: `connections` was full */
+__u64 exchange_untracked; /* requests on connections for which `connections` had no room */
 __u64 exchange_torn;      /* exchanges given up: two CPUs at once, see lock() */
 
 enum direction { SEND = 0, RECV = 1 };
@@ -48,9 +48,13 @@ struct connection {
 	__u8 ignored;
 	__u8 torn;
 	__u8 fresh;
-	__u8 announced;    /* an EXCHANGE_OPEN went out */
-	__u8 crowded;      /* one is to go out with the first bytes */
-	__u8 swept;        /* an EXCHANGE_IDLE went out */
+	__u8 announced; /* an EXCHANGE_OPEN went out */
+	__u8 crowded;   /* one is to go out with the first bytes */
+	__u8 swept;     /* an EXCHANGE_IDLE went out */
+	__u8 closed;    /* no bytes come any more, but some may still be unread */
+	__u8 _pad[3];
+	__u16 swept_len;   /* of the response's head, when it did */
+	__u16 error;       /* errno of the connection when it closed */
 	__u64 swept_bytes; /* response bytes when it did */
 	struct exchange_event event;
 	__u8 heads[EXCHANGE_HEADS_LEN]; /* the request's, then the response's; follows the event on
@@ -71,8 +75,8 @@ struct {
 /*
  * A connection's name. The kernel's socket cookie, where programs may ask for
  * it (tracing programs since 5.12, kprobes never); else one of our own, found
- * by the socket's address. Every socket passes TCP_CLOSE before its memory is
- * used again, so no entry is another socket's.
+ * by the socket's address. Every socket passes tcp_destroy_sock before its
+ * memory is used again, so no entry is another socket's.
  */
 const volatile bool cookies = true; /* set before load */
 
@@ -122,13 +126,27 @@ static __always_inline void forget_socket(struct sock *sk)
  * section takes well under a microsecond; who cannot get in marks the
  * connection torn, and what cannot be paired any more is given up and counted.
  */
-static __always_inline bool lock(struct connection *c)
+/* For who only wants to look: that it does not get in changes nothing. */
+static __always_inline bool lock_patiently(struct connection *c)
 {
 	for (int i = 0; i < 128; i++)
 		if (take(&c->busy))
 			return true;
+	return false;
+}
+
+static __always_inline bool lock(struct connection *c)
+{
+	if (lock_patiently(c))
+		return true;
 	c->torn = 1;
 	return false;
+}
+
+/* Memory of a deleted entry is used again at once: look at the name after locking. */
+static __always_inline bool is_still(const struct connection *c, __u64 cookie)
+{
+	return c->event.cookie == cookie;
 }
 
 static __always_inline void unlock(struct connection *c)
@@ -136,19 +154,20 @@ static __always_inline void unlock(struct connection *c)
 	give(&c->busy);
 }
 
-static __always_inline void emit(struct connection *c, __u8 reason)
+/* The record's size: without its heads, if user space has them already. */
+static __always_inline __u64 prepare(struct connection *c, __u8 reason)
 {
 	struct exchange_event *e = &c->event;
-	__u64 size;
+	__u64 size = (__u64)e->request_len + e->response_len;
 
 	e->reason = reason;
-	size = (__u64)e->request_len + e->response_len;
 	if (c->swept) {
 		e->flags |= EXCHANGE_RESENT;
-		size = 0;
+		if (c->swept_len == e->response_len)
+			size = 0;
 	}
 	CLAMP(size, EXCHANGE_REQUEST_LEN + EXCHANGE_RESPONSE_LEN);
-	OUTPUT(exchange_events, e, sizeof(*e) + size);
+	return sizeof(*e) + size;
 }
 
 /* Tell user space the request's head early: a child will ask for its trace. */
@@ -168,9 +187,9 @@ static __always_inline __u32 announce(__u64 cookie)
 	struct connection *c = bpf_map_lookup_elem(&connections, &cookie);
 	__u32 number = 0;
 
-	if (!c || !lock(c))
+	if (!c || !lock_patiently(c))
 		return 0;
-	if (c->state == REQUEST) {
+	if (c->state == REQUEST && is_still(c, cookie)) {
 		number = c->event.number;
 		if (!c->announced)
 			emit_open(c);
@@ -187,10 +206,26 @@ static __always_inline void end_of_work(struct connection *c)
 	c->open_tid = 0;
 }
 
+/* What two CPUs did to this connection cannot be paired any more. */
+static __always_inline void give_up(struct connection *c)
+{
+	if (c->state != IDLE) {
+		__sync_fetch_and_add(&exchange_torn, 1);
+		end_of_work(c);
+	}
+	c->torn = 0;
+	c->fresh = 0;
+	c->state = IDLE;
+	c->role = EXCHANGE_UNKNOWN;
+}
+
 static __always_inline void finish(struct connection *c, __u8 reason)
 {
+	__u64 size;
+
 	end_of_work(c);
-	emit(c, reason);
+	size = prepare(c, reason);
+	OUTPUT(exchange_events, &c->event, size);
 	c->state = IDLE;
 }
 
@@ -304,6 +339,14 @@ static __always_inline void begin_work(struct connection *c)
 	c->open_tid = e->tid;
 }
 
+static __always_inline void note_hand_over(__u32 pid)
+{
+	__u32 yes = 1;
+
+	if (!bpf_map_lookup_elem(&handing_over, &pid))
+		bpf_map_update_elem(&handing_over, &pid, &yes, BPF_ANY);
+}
+
 /* The one inbound exchange open on this thread is the parent; of several, none. */
 static __always_inline void find_parent(struct exchange_event *e)
 {
@@ -312,7 +355,7 @@ static __always_inline void find_parent(struct exchange_event *e)
 	if (!t)
 		return;
 	t->asks = 1;
-	if (t->open != 1)
+	if (t->open != 1 || t->many || bpf_map_lookup_elem(&handing_over, &e->pid))
 		return;
 	e->parent_number = announce(t->cookies);
 	if (e->parent_number)
@@ -424,10 +467,8 @@ static __always_inline struct connection *new_connection(__u64 cookie, __u8 role
 
 	bpf_map_update_elem(&connections, &cookie, &no_connection, BPF_NOEXIST);
 	c = bpf_map_lookup_elem(&connections, &cookie);
-	if (!c) {
-		__sync_fetch_and_add(&exchange_untracked, 1);
+	if (!c)
 		return NULL;
-	}
 	c->role = role;
 	c->fresh = role != EXCHANGE_UNKNOWN;
 	c->event.cookie = cookie;
@@ -469,21 +510,16 @@ static __always_inline void on_data(struct sock *sk, struct connection *c, const
 	struct exchange_event *e;
 	__u64 now;
 
-	if (!c)
+	if (!c) {
 		c = new_connection(socket_id(sk), EXCHANGE_UNKNOWN);
+		if (!c && sniff(b, n) == SOME_REQUEST)
+			__sync_fetch_and_add(&exchange_untracked, 1);
+	}
 	if (!c || c->ignored || !lock(c))
 		return;
 	e = &c->event;
-	if (c->torn) {
-		if (c->state != IDLE) {
-			__sync_fetch_and_add(&exchange_torn, 1);
-			end_of_work(c);
-		}
-		c->torn = 0;
-		c->fresh = 0;
-		c->state = IDLE;
-		c->role = EXCHANGE_UNKNOWN;
-	}
+	if (c->torn)
+		give_up(c);
 	if (!e->peer_port)
 		read_addresses(c, sk);
 	if (c->role == EXCHANGE_UNKNOWN)
@@ -506,6 +542,8 @@ static __always_inline void on_data(struct sock *sk, struct connection *c, const
 		if (c->state == REQUEST) {
 			c->state = RESPONSE;
 			e->first_ns = now;
+			if (c->open_tid && c->open_tid != (__u32)bpf_get_current_pid_tgid())
+				note_hand_over(e->pid);
 			end_of_work(c);
 		}
 		capture(c, b, n, true);
@@ -579,8 +617,13 @@ static __always_inline void call_begins(struct sock *sk, struct msghdr *msg, int
 	struct call call = { .sk = sk, .flags = flags };
 	__u32 tid = id;
 
-	if (!sock_selected(id >> 32, sk))
+	if (!sock_selected(id >> 32, sk)) {
+		/* A return that was missed may have left one of this thread's calls on a selected
+		 * socket. */
+		if (ports_selected)
+			bpf_map_delete_elem(&calls, &tid);
 		return;
+	}
 	if (msg)
 		call.buffer = msghdr_buffer(msg);
 	bpf_map_update_elem(&calls, &tid, &call, BPF_ANY);
@@ -721,57 +764,84 @@ int BPF_KRETPROBE(exchange_kretprobe_sendpage, int ret)
 	return 0;
 }
 
-/* Nothing more can come in this exchange, or in any on this connection. */
-static __always_inline void on_end(struct sock *sk, struct connection *c, int state)
+/* Nothing more can come in this exchange. */
+static __always_inline void on_end(struct sock *sk, struct connection *c)
 {
 	struct exchange_event *e = &c->event;
-	bool over;
 
-	/*
-	 * A server that shuts down its sending side has answered. A client that
-	 * does may still read its response, unless it closed both sides.
-	 */
-	over = state == TCP_CLOSE || c->role == EXCHANGE_SERVER ||
-	       (sk->sk_shutdown & (RCV_SHUTDOWN | SEND_SHUTDOWN)) == (RCV_SHUTDOWN | SEND_SHUTDOWN);
-	if (!over || c->state == IDLE || c->ignored || c->torn)
+	if (c->torn)
+		give_up(c);
+	if (c->state == IDLE || c->ignored)
 		return;
-	e->error = sk->sk_err;
-	if (c->state == REQUEST)
+	e->error = c->closed ? c->error : sk->sk_err;
+	if (c->state == REQUEST && !c->closed)
 		e->end_ns = bpf_ktime_get_ns();
 	finish(c, EXCHANGE_CLOSED);
+}
+
+/*
+ * A server that shuts down its sending side has answered. A client that does
+ * may still read its response, unless it closed both sides. And after a reset
+ * or the last FIN, what has arrived may still be read: that ends with the socket.
+ */
+static __always_inline void on_state(struct sock *sk, struct connection *c, int state)
+{
+	if (state == TCP_CLOSE) {
+		c->error = sk->sk_err; /* reading it clears it */
+		c->closed = 1;
+		if (c->state == REQUEST)
+			c->event.end_ns = bpf_ktime_get_ns();
+	} else if (c->role == EXCHANGE_SERVER ||
+		   (sk->sk_shutdown & (RCV_SHUTDOWN | SEND_SHUTDOWN)) ==
+			   (RCV_SHUTDOWN | SEND_SHUTDOWN)) {
+		on_end(sk, c);
+	}
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(exchange_state, struct sock *sk, int before, int after)
 {
 	struct connection *c;
-	__u64 cookie;
 
 	if (after == TCP_SYN_SENT) {
 		/* In connect(): the one moment that tells a client for sure. */
-		if (sk->sk_protocol == IPPROTO_TCP &&
-		    pid_selected(bpf_get_current_pid_tgid() >> 32))
-			new_connection(socket_id(sk), EXCHANGE_CLIENT);
+		if (sk->sk_protocol != IPPROTO_TCP ||
+		    !pid_selected(bpf_get_current_pid_tgid() >> 32))
+			return 0;
+		c = new_connection(socket_id(sk), EXCHANGE_CLIENT);
+		if (c)
+			c->event.peer_port = 0; /* a socket may connect again, to someone else */
 		return 0;
 	}
 	if (after != TCP_FIN_WAIT1 && after != TCP_LAST_ACK && after != TCP_CLOSE)
 		return 0;
-	cookie = known_socket_id(sk);
-	if (!cookie)
-		return 0; /* nobody ever asked for it: not ours */
-	c = bpf_map_lookup_elem(&connections, &cookie);
-	if (!c)
-		return 0;
-	if (lock(c)) {
-		on_end(sk, c, after);
+	c = connection_of(sk);
+	if (c && lock(c)) {
+		on_state(sk, c, after);
 		unlock(c);
-	} else if (after == TCP_CLOSE) {
-		end_of_work(c);
 	}
-	if (after == TCP_CLOSE) {
-		bpf_map_delete_elem(&connections, &cookie);
-		forget_socket(sk);
+	return 0;
+}
+
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(exchange_destroy, struct sock *sk)
+{
+	__u64 id = known_socket_id(sk);
+	struct connection *c;
+
+	if (!id)
+		return 0; /* nobody ever asked for it: not ours */
+	c = bpf_map_lookup_elem(&connections, &id);
+	if (c) {
+		if (lock(c)) {
+			on_end(sk, c);
+			unlock(c);
+		} else {
+			give_up(c);
+		}
+		bpf_map_delete_elem(&connections, &id);
 	}
+	forget_socket(sk);
 	return 0;
 }
 
@@ -789,9 +859,14 @@ static long sweep_one(void *map, __u64 *key, struct connection *c, struct exchan
 	    !paused(c, command) || !take(&c->busy))
 		return 0;
 	if (c->state == RESPONSE && !c->torn && paused(c, command)) {
-		emit(c, EXCHANGE_IDLE);
-		c->swept = 1;
-		c->swept_bytes = c->event.response_bytes;
+		__u64 size = prepare(c, EXCHANGE_IDLE);
+
+		/* Without room the next sweep tries again. */
+		if (!TRY_OUTPUT(exchange_events, &c->event, size)) {
+			c->swept = 1;
+			c->swept_bytes = c->event.response_bytes;
+			c->swept_len = c->event.response_len;
+		}
 	}
 	unlock(c);
 	return 0;
@@ -835,7 +910,7 @@ int exchange_ignore(struct exchange_command *in)
 
 	if (c && lock(c)) {
 		end_of_work(c);
-		c->ignored = 1;
+		c->ignored = is_still(c, cookie);
 		c->state = IDLE;
 		unlock(c);
 	}

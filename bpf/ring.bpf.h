@@ -21,18 +21,30 @@
 #define EVENT(type) const struct type *type##_layout __attribute__((unused))
 
 /*
- * Copy one event out, or count one loss. Waking the reader for each event costs
- * the application microseconds, so only a ring that is half full wakes it (which
- * every 16th event looks at); a quiet one is drained on a timer.
+ * Copy one event out; 0, or a negative errno when there is no room. Waking the
+ * reader for each event costs the application microseconds, so only a ring that
+ * is half full wakes it (which every 16th event looks at); a quiet one is drained
+ * on a timer.
  */
-#define OUTPUT(ring, event, size)                                              \
+#define TRY_OUTPUT(ring, event, size)                                          \
 	({                                                                     \
 		__u64 flags__ = BPF_RB_NO_WAKEUP;                              \
+		long err__;                                                    \
                                                                                \
-		__sync_fetch_and_add(&ring##_seen, 1);                         \
 		if (!(ring##_seen & 15) &&                                     \
 		    bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) > ring##_high) \
 			flags__ = BPF_RB_FORCE_WAKEUP;                         \
-		if (bpf_ringbuf_output(&ring, event, size, flags__))           \
-			__sync_fetch_and_add(&ring##_lost, 1);                 \
+		err__ = bpf_ringbuf_output(&ring, event, size, flags__);       \
+		if (!err__)                                                    \
+			__sync_fetch_and_add(&ring##_seen, 1);                 \
+		err__;                                                         \
+	})
+
+/* The same, for an event that will not be offered again: without room it is lost, and counted. */
+#define OUTPUT(ring, event, size)                              \
+	({                                                     \
+		if (TRY_OUTPUT(ring, event, size)) {           \
+			__sync_fetch_and_add(&ring##_seen, 1); \
+			__sync_fetch_and_add(&ring##_lost, 1); \
+		}                                              \
 	})

@@ -18,7 +18,9 @@
 struct thread_exchanges {
 	__u64 cookies; /* xor of the open ones */
 	__u32 open;
-	__u32 asks; /* the thread has sent requests of its own */
+	__u16 asks; /* the thread has sent requests of its own */
+	__u16 many; /* it has had several open at once: what it does is no longer one exchange's for
+		       sure */
 };
 
 struct {
@@ -27,6 +29,17 @@ struct {
 	__type(key, __u32); /* tid */
 	__type(value, struct thread_exchanges);
 } thread_exchanges SEC(".maps");
+
+/*
+ * Processes in which one thread read a request and another answered it. There
+ * a thread is no proof of anything: Go, virtual threads, pools.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32); /* pid */
+	__type(value, __u32);
+} handing_over SEC(".maps");
 
 static __always_inline struct thread_exchanges *thread_exchanges_of(__u32 tid)
 {
@@ -38,6 +51,8 @@ static __always_inline void thread_exchange_begin(struct thread_exchanges *t, __
 						  __u64 cookie)
 {
 	if (t) {
+		if (t->open)
+			t->many = 1;
 		ATOMIC_XOR(&t->cookies, cookie);
 		__sync_fetch_and_add(&t->open, 1);
 	} else {

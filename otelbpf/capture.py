@@ -84,7 +84,12 @@ class Capture:
     def _open(rung: Rung, constants: Mapping[str, int], prepare: Callable[[Object], None]) -> Object:
         obj = Object(rung.stem)
         try:
-            hooks = [*rung.hooks, *(rung.sendpage if kernel_params("tcp_sendpage") else ()), "exchange_state"]
+            hooks = [
+                *rung.hooks,
+                *(rung.sendpage if kernel_params("tcp_sendpage") else ()),
+                "exchange_state",
+                "exchange_destroy",
+            ]
             run = ["exchange_sweep"] if rung.stem == OLD else ["exchange_sweep", "exchange_ignore"]
             obj.only([*hooks, *run])
             obj.set_constants({**constants, "cookies": rung.cookies})

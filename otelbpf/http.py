@@ -76,10 +76,11 @@ class HttpMapping:
             yield from self._batches(rows)
             ignore(self.assembler.ignored())
 
-    def flush(self, now_ns: int, *, everything: bool) -> Iterator[SpanBatch]:
+    def flush(self, now_ns: int, ignore: Callable[[Sequence[int]], None], *, everything: bool) -> Iterator[SpanBatch]:
         """Finish held exchanges that have been quiet too long at *now_ns* (CLOCK_MONOTONIC), or all of them."""
         for rows in self.assembler.flush(now_ns, everything=everything):
             yield from self._batches(rows)
+            ignore(self.assembler.ignored())
 
     def forget(self) -> None:
         """Ask for Resources again from now on."""

@@ -62,6 +62,8 @@ class Tally:
     malformed: int = 0
     uncovered: Mapping[str, int] = field(default_factory=dict)
     """By kind: read, and not something we report."""
+    flawed: Mapping[str, int] = field(default_factory=dict)
+    """By what is missing: told all the same, without a parent that was lost, or before its end was seen."""
     omitted: Mapping[str, int] = field(default_factory=dict)
     """By reason: of what was handled, counted in the metrics but no span of ours."""
 

@@ -46,6 +46,11 @@ def points(
         for name, tally in tallies.items()
         for reason, count in tally.omitted.items()
     ]
+    flawed: Values = [
+        ({"otelbpf.probe": name, "otelbpf.missing": what}, count)
+        for name, tally in tallies.items()
+        for what, count in tally.flawed.items()
+    ]
     metrics = [
         ("otelbpf.events.seen", "{event}", "Events that the kernel side made.", seen),
         ("otelbpf.events.handled", "{event}", "Events that became spans and metric points, or part of them.", handled),
@@ -57,6 +62,12 @@ def points(
             "{span}",
             "Counted in the metrics, but not a span of ours: not sampled, or an SDK's.",
             omitted,
+        ),
+        (
+            "otelbpf.spans.flawed",
+            "{span}",
+            "Told without a parent that was lost, or before their end was seen.",
+            flawed,
         ),
     ]
     if export:

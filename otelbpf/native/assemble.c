@@ -224,34 +224,60 @@ static void read_heads(const struct exchange_event *e, const uint8_t *heads, str
 
 enum completeness { INCOMPLETE, COMPLETE, UNKNOWN };
 
-static int ends_chunks(uint64_t bytes, uint32_t captured, const uint8_t *head, uint64_t tail)
+/* Only 1xx so far: the answer is still to come. */
+static int interim(const struct message *m)
+{
+	return m->response_kind == HTTP1_HEAD && m->response.status < 200 &&
+	       m->response.status != 101;
+}
+
+static int answered(const struct message *m)
+{
+	return (m->response_kind == HTTP1_HEAD || m->response_kind == HTTP1_CUT) && !interim(m);
+}
+
+/* The last *n* bytes of what was captured whole, as the kernel keeps them of what was not. */
+static uint64_t tail_of(const uint8_t *head, uint32_t n)
+{
+	uint64_t tail = 0;
+
+	if (n > 8) {
+		head += n - 8;
+		n = 8;
+	}
+	memcpy((uint8_t *)&tail + 8 - n, head, n);
+	return tail;
+}
+
+static enum completeness chunks_end(uint64_t bytes, uint32_t head_len, uint32_t captured,
+				    const uint8_t *head, uint64_t tail)
 {
 	static const char end[] = "0\r\n\r\n";
 
+	if (bytes == head_len)
+		return INCOMPLETE; /* not one chunk yet */
 	if (bytes == captured)
-		return captured >= 5 && !memcmp(head + captured - 5, end, 5);
-	return !memcmp((const uint8_t *)&tail + 3, end, 5);
+		tail = tail_of(head, captured);
+	if (!tail)
+		return UNKNOWN; /* sendfile, or more pieces than the kernel side follows */
+	if (!memcmp((const uint8_t *)&tail + 3, end, 5))
+		return COMPLETE;
+	/* Trailers, or data that looks like their end. */
+	return memcmp((const uint8_t *)&tail + 4, end + 1, 4) ? INCOMPLETE : UNKNOWN;
 }
 
 static enum completeness request_end(const struct exchange_event *e, const uint8_t *heads,
 				     const struct message *m)
 {
 	const struct http1_request *q = &m->request;
+	uint64_t body = q->content_length > 0 ? (uint64_t)q->content_length : 0;
 
-	if (m->request_kind == HTTP1_CUT) {
-		if (e->request_bytes == e->request_len)
-			return INCOMPLETE; /* all of it is here, and it has no blank line */
-		return q->content_length > 0 && e->request_bytes < (uint64_t)q->content_length
-			       ? INCOMPLETE
-			       : UNKNOWN;
-	}
+	if (m->request_kind == HTTP1_CUT && e->request_bytes == e->request_len)
+		return INCOMPLETE; /* all of it is here, and it has no blank line */
 	if (q->chunked)
-		return ends_chunks(e->request_bytes, e->request_len, heads, e->request_tail)
-			       ? COMPLETE
-			       : INCOMPLETE;
-	if (q->content_length > 0 && e->request_bytes < q->head_len + (uint64_t)q->content_length)
-		return INCOMPLETE;
-	return COMPLETE;
+		return chunks_end(e->request_bytes, q->head_len, e->request_len, heads,
+				  e->request_tail);
+	return body && e->request_bytes < q->head_len + body ? INCOMPLETE : COMPLETE;
 }
 
 /* A second request behind the first, in the same direction. Two bytes more are an old client's
@@ -281,13 +307,12 @@ static enum completeness response_end(const struct exchange_event *e, const uint
 	    http1_method(m->request.method.at, m->request.method.len) == HTTP1_METHOD_HEAD)
 		return COMPLETE;
 	if (r->chunked)
-		return ends_chunks(e->response_bytes, e->response_len, heads + e->request_len,
-				   e->response_tail)
-			       ? COMPLETE
-			       : INCOMPLETE;
+		return chunks_end(e->response_bytes, m->interim + r->head_len, e->response_len,
+				  heads + e->request_len, e->response_tail);
 	if (r->content_length >= 0)
 		return bytes >= (uint64_t)r->content_length +
-					       (r->head_len ? r->head_len : e->response_len)
+					       (r->head_len ? r->head_len
+							    : e->response_len - m->interim)
 			       ? COMPLETE
 			       : INCOMPLETE;
 	if (r->head_len)
@@ -383,6 +408,15 @@ static const struct context *local_context(otb_http *h, const struct exchange_ev
 		       : NULL;
 }
 
+/* Two inbound exchanges with one traceparent: handed on, it names neither. */
+static void came_again(otb_http *h, const struct exchange_event *e, const struct http1_request *q)
+{
+	struct context *c = find_context(h, traceparent_hash(h, e, q));
+
+	if (c && c->exchange != exchange_hash(h, 0, e->cookie, e->number))
+		c->exchange = 0;
+}
+
 /*
  * The inbound exchange whose own traceparent this client hands on as it came:
  * then this span is between the two.
@@ -424,8 +458,10 @@ static void join_trace(otb_http *h, const struct exchange_event *e, const struct
 		}
 		memcpy(row->parent_id, q->parent_id, 8);
 		shape->parent = HTTP_PARENT_HEADER;
-		if (e->role == EXCHANGE_SERVER)
+		if (e->role == EXCHANGE_SERVER) {
 			row->flags |= FLAG_IS_REMOTE;
+			came_again(h, e, q);
+		}
 	} else if (local) {
 		row->flags = (local->flags & 0xff) | FLAG_HAS_IS_REMOTE;
 		memcpy(row->trace_id, local->trace_id, 16);
@@ -437,6 +473,15 @@ static void join_trace(otb_http *h, const struct exchange_event *e, const struct
 	}
 }
 
+/* Methods whose requests have one: there a missing length is one that could not be read. */
+static int has_body(const struct http1_request *q)
+{
+	int method = http1_method(q->method.at, q->method.len);
+
+	return method == HTTP1_METHOD_POST || method == HTTP1_METHOD_PUT ||
+	       method == HTTP1_METHOD_PATCH;
+}
+
 static void body_sizes(const struct exchange_event *e, const struct message *m,
 		       enum completeness end, struct http_row *row)
 {
@@ -446,9 +491,9 @@ static void body_sizes(const struct exchange_event *e, const struct message *m,
 	row->request_body = row->response_body = UINT64_MAX;
 	if (q->content_length >= 0 && !q->chunked)
 		row->request_body = (uint64_t)q->content_length;
-	else if (q->head_len && !q->chunked)
+	else if (q->head_len && !q->chunked && !has_body(q))
 		row->request_body = 0; /* no length and no coding: no body (RFC 9112, 6.3) */
-	if (m->response_kind != HTTP1_HEAD && m->response_kind != HTTP1_CUT)
+	if (!answered(m))
 		return;
 	if (r->status == 204 || r->status == 304 ||
 	    http1_method(q->method.at, q->method.len) == HTTP1_METHOD_HEAD)
@@ -466,7 +511,7 @@ static uint16_t error_of(const struct exchange_event *e, const struct message *m
 {
 	uint16_t why = e->error ? e->error : HTTP_ERROR_CLOSED;
 
-	if (!e->first_ns)
+	if (!e->first_ns || (interim(m) && e->reason == EXCHANGE_CLOSED))
 		return why;
 	if (e->reason != EXCHANGE_CLOSED || end == COMPLETE || m->response.event_stream)
 		return HTTP_ERROR_NONE; /* clients end event streams by leaving */
@@ -481,7 +526,6 @@ static void add_row(otb_http *h, const struct exchange_event *e, const struct me
 	struct http_row *row = &h->rows[h->n_rows];
 	struct http_shape shape;
 	const struct http1_request *q = &m->request;
-	int answered = m->response_kind == HTTP1_HEAD || m->response_kind == HTTP1_CUT;
 	uint32_t id;
 
 	memset(&shape, 0, sizeof(shape));
@@ -504,8 +548,8 @@ static void add_row(otb_http *h, const struct exchange_event *e, const struct me
 	} else {
 		shape.peer_port = e->peer_port;
 	}
-	shape.version = q->version ? q->version : answered ? m->response.version : 0;
-	shape.status = answered ? m->response.status : 0;
+	shape.version = q->version ? q->version : answered(m) ? m->response.version : 0;
+	shape.status = answered(m) ? m->response.status : 0;
 	shape.error = error_of(e, m, end);
 	join_trace(h, e, m, row, &shape);
 	body_sizes(e, m, end, row);
@@ -550,9 +594,8 @@ static int not_covered(otb_http *h, const struct exchange_event *e, const struct
 		return 1;
 	case HTTP1_NONE:
 		h->counts.unknown++;
-		/* An older connection may have been joined in the middle of a body: give it another
-		 * chance. */
-		if (e->flags & EXCHANGE_FRESH || e->number > 2)
+		/* Not for one odd exchange among others: it may be the rest of one that was lost. */
+		if (e->flags & EXCHANGE_FRESH ? e->number == 1 : e->number > 2)
 			ignore(h, e);
 		return 1;
 	}
@@ -576,25 +619,24 @@ static int not_covered(otb_http *h, const struct exchange_event *e, const struct
 	return 0;
 }
 
-static int interim(const struct message *m)
-{
-	return m->response_kind == HTTP1_HEAD && m->response.status < 200 &&
-	       m->response.status != 101;
-}
-
 /* Does more of this exchange follow, as part of it or behind a cut in it? */
 static int goes_on(const struct exchange_event *e, const uint8_t *heads, const struct message *m,
 		   enum completeness response, int *unknown_end)
 {
+	enum completeness request;
+
 	*unknown_end = 0;
 	if (e->reason == EXCHANGE_CLOSED)
 		return 0;
-	if (request_end(e, heads, m) == INCOMPLETE || interim(m))
+	request = request_end(e, heads, m);
+	if (request == INCOMPLETE || interim(m))
 		return 1;
-	if (e->reason == EXCHANGE_NEXT)
-		return 0; /* the next request has begun */
-	*unknown_end = response == UNKNOWN;
-	return response != COMPLETE;
+	/* A request that may have a rest keeps even what seems to be over until the next one shows
+	 * it. */
+	*unknown_end = response != INCOMPLETE && (request == UNKNOWN || response == UNKNOWN);
+	if (request == UNKNOWN)
+		return 1;
+	return e->reason != EXCHANGE_NEXT && response != COMPLETE;
 }
 
 static void finish_held(otb_http *h, struct held *p)
@@ -617,10 +659,16 @@ static void settle_held(otb_http *h, struct held *p)
 		finish_held(h, p);
 }
 
-/* Newer counts of the part that was last. */
-static void update_held(struct held *p, const struct exchange_event *e)
+/* Newer counts of the part that was last; *heads* is NULL when they have not grown. */
+static void update_held(struct held *p, const struct exchange_event *e, const uint8_t *heads)
 {
 	struct exchange_event *all = &p->event;
+
+	/* More of the response's head has come, unless the response began in an earlier part. */
+	if (heads && !p->base_response) {
+		all->response_len = e->response_len;
+		memcpy(p->heads + all->request_len, heads + e->request_len, e->response_len);
+	}
 
 	all->request_bytes = p->base_request + e->request_bytes;
 	all->response_bytes = p->base_response + e->response_bytes;
@@ -633,19 +681,6 @@ static void update_held(struct held *p, const struct exchange_event *e)
 	all->reason = e->reason;
 	if (!all->first_ns)
 		all->first_ns = e->first_ns;
-}
-
-/* The last *n* bytes of a part whose bytes were all captured. */
-static uint64_t tail_of(const uint8_t *head, uint32_t n)
-{
-	uint64_t tail = 0;
-
-	if (n > 8) {
-		head += n - 8;
-		n = 8;
-	}
-	memcpy((uint8_t *)&tail + 8 - n, head, n);
-	return tail;
 }
 
 /* What the pairing took for a new exchange is the rest of the held one's request, and its answer. */
@@ -668,8 +703,6 @@ static void merge_held(otb_http *h, struct held *p, const struct exchange_event 
 		p->base_response = 0;
 		p->base_sends = 0;
 		all->first_ns = e.first_ns;
-		all->response_len = e.response_len;
-		memcpy(p->heads + all->request_len, response, e.response_len);
 	} else {
 		p->base_response = all->response_bytes;
 		p->base_sends = all->response_sends;
@@ -678,7 +711,7 @@ static void merge_held(otb_http *h, struct held *p, const struct exchange_event 
 			e.response_tail = all->response_tail;
 		}
 	}
-	update_held(p, &e);
+	update_held(p, &e, heads);
 	h->counts.merged++;
 	settle_held(h, p);
 }
@@ -724,13 +757,22 @@ static void on_open(otb_http *h, const struct exchange_event *e, const uint8_t *
 	copy_context(same, &first_context);
 }
 
-/* Is the held exchange one that this new part continues? */
-static int continues(const struct held *p)
+/* Is this new part the rest of the held exchange, and not the next one? */
+static int continues(const struct held *p, const struct exchange_event *part, const uint8_t *heads)
 {
+	struct http1_request q;
+	int kind = http1_parse_request(heads, part->request_len, &q);
+	int begins = kind == HTTP1_HEAD || kind == HTTP1_CUT;
+	enum completeness request;
 	struct message m;
 
+	if (part->number != p->last_number + 1)
+		return 0; /* what was between was lost */
 	read_heads(&p->event, p->heads, &m);
-	return request_end(&p->event, p->heads, &m) == INCOMPLETE || interim(&m);
+	request = request_end(&p->event, p->heads, &m);
+	if (request == INCOMPLETE) /* an expectation that was refused: the body never comes */
+		return !(begins && m.request.expect_continue && answered(&m));
+	return !begins && (request == UNKNOWN || interim(&m));
 }
 
 static void on_record(otb_http *h, const struct exchange_event *e, const uint8_t *heads)
@@ -743,7 +785,7 @@ static void on_record(otb_http *h, const struct exchange_event *e, const uint8_t
 	if (e->flags & EXCHANGE_RESENT) {
 		if (p && p->last_number == e->number) {
 			h->counts.merged++;
-			update_held(p, e);
+			update_held(p, e, heads);
 			settle_held(h, p);
 		} else {
 			h->counts.repeated++;
@@ -751,7 +793,7 @@ static void on_record(otb_http *h, const struct exchange_event *e, const uint8_t
 		return;
 	}
 	if (p) {
-		if (continues(p)) {
+		if (continues(p, e, heads)) {
 			merge_held(h, p, e, heads);
 			return;
 		}
@@ -773,9 +815,9 @@ uint32_t otb_http_feed(otb_http *h, const uint8_t *records, uint32_t len)
 	h->n_ignore = 0;
 	/* One record finishes at most two exchanges: what was held, and itself. */
 	while (len - at >= RECORD_HEADER && h->n_rows + 2 <= h->max_rows && !otb_http_full(h)) {
-		const uint8_t *body = records + at + RECORD_HEADER;
+		const uint8_t *body = records + at + RECORD_HEADER, *heads;
 		struct exchange_event e;
-		uint32_t size, heads;
+		uint32_t size, captured;
 
 		memcpy(&size, records + at, sizeof(size));
 		if (size > len - at - RECORD_HEADER)
@@ -789,10 +831,12 @@ uint32_t otb_http_feed(otb_http *h, const uint8_t *records, uint32_t len)
 			continue;
 		}
 		memcpy(&e, body, sizeof(e));
-		heads = e.flags & EXCHANGE_RESENT && e.reason != EXCHANGE_OPEN
-				? 0
-				: (uint32_t)e.request_len + e.response_len;
-		if (heads > size - sizeof(e) || heads > MAX_HEADS ||
+		heads = body + sizeof(e);
+		captured = (uint32_t)e.request_len + e.response_len;
+		if (e.flags & EXCHANGE_RESENT && e.reason != EXCHANGE_OPEN &&
+		    size - sizeof(e) < captured)
+			heads = NULL; /* not repeated */
+		if ((heads && captured > size - sizeof(e)) ||
 		    e.request_len > EXCHANGE_REQUEST_LEN ||
 		    e.response_len > EXCHANGE_RESPONSE_LEN || e.request_len > e.request_bytes ||
 		    e.response_len > e.response_bytes) {
@@ -800,9 +844,9 @@ uint32_t otb_http_feed(otb_http *h, const uint8_t *records, uint32_t len)
 			continue;
 		}
 		if (e.reason == EXCHANGE_OPEN)
-			on_open(h, &e, body + sizeof(e));
+			on_open(h, &e, heads);
 		else
-			on_record(h, &e, body + sizeof(e));
+			on_record(h, &e, heads);
 	}
 	h->counts.held = h->n_held;
 	return at;

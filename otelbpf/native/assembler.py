@@ -54,8 +54,7 @@ class Assembler:
         while True:
             lib.otb_http_flush(self._ptr, now_ns, everything)
             rows = self._rows()
-            if len(rows):
-                yield rows
+            yield rows
             full = self._forget_if_full()
             if not full and len(rows) < MAX_ROWS:
                 return

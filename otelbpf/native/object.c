@@ -248,7 +248,8 @@ int otb_iterate(otb_object *obj, const char *program, const char *map)
 {
 	struct bpf_program *prog = bpf_object__find_program_by_name(obj->bpf, program);
 	union bpf_iter_link_info which = { .map.map_fd = (uint32_t)otb_map_fd(obj, map) };
-	LIBBPF_OPTS(bpf_iter_attach_opts, opts, .link_info = &which, .link_info_len = sizeof(which));
+	LIBBPF_OPTS(bpf_iter_attach_opts, opts, .link_info = &which,
+		    .link_info_len = sizeof(which));
 	char nothing[64];
 	struct bpf_link *link;
 	int fd, err = 0;
@@ -273,10 +274,16 @@ int otb_iterate(otb_object *obj, const char *program, const char *map)
 	return err;
 }
 
-void otb_close(otb_object *obj)
+void otb_detach(otb_object *obj)
 {
 	for (int i = 0; i < obj->n_links; i++)
 		bpf_link__destroy(obj->links[i]);
+	obj->n_links = 0;
+}
+
+void otb_close(otb_object *obj)
+{
+	otb_detach(obj);
 	bpf_object__close(obj->bpf);
 	free(obj);
 }

@@ -89,6 +89,10 @@ class Object:
         """
         self._done(lib.otb_attach(self._ptr, program.encode()), f"cannot attach {program}")
 
+    def detach(self) -> None:
+        """Take all programs off their hooks; maps and syscall programs stay."""
+        lib.otb_detach(self._ptr)
+
     def map_fd(self, map_name: str) -> int:
         return int(self._done(lib.otb_map_fd(self._ptr, map_name.encode()), f"finding map {map_name}"))
 
@@ -138,6 +142,12 @@ def kernel_params(function: str) -> int:
 def map_set(fd: int, key: bytes, value: bytes) -> None:
     """Write one map entry; *key* and *value* have the map's sizes."""
     if (result := lib.otb_map_set(fd, key, value)) < 0:
+        raise LoadError("map", f"cannot be written: {os.strerror(-result)}")
+
+
+def map_delete(fd: int, key: bytes) -> None:
+    """Remove one map entry, if there is one."""
+    if (result := lib.otb_map_delete(fd, key)) not in (0, -errno.ENOENT):
         raise LoadError("map", f"cannot be written: {os.strerror(-result)}")
 
 

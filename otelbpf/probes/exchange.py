@@ -11,7 +11,7 @@ from otelbpf.capture import NAMES, OLD, Capture
 from otelbpf.http import HttpMapping
 from otelbpf.model import Points, SpanBatch
 from otelbpf.native._shim import ffi, lib
-from otelbpf.native.object import Object, Ring
+from otelbpf.native.object import DRAIN_BYTES, Object, Ring
 from otelbpf.probe import Context, Probe, Tally
 from otelbpf.protocols.routes import Routes
 
@@ -74,19 +74,24 @@ class Exchange:
             self.object.close()
             raise
         self.rings = (self.ring,)
+        self.drains = 1 + config.ring_bytes // DRAIN_BYTES
         self._command = ffi.new("struct exchange_command *")
 
     def tick(self, *, last: bool) -> Iterator[SpanBatch]:
+        if last:
+            self.object.detach()  # what comes from now on would be seen, and handled by nobody
         self._sweep(last=last)
-        more = True
-        while more:
+        more, drains = True, 0
+        # A ringful is what was there when we began; under a load above our speed there is always more.
+        while more and (last or drains < self.drains):
+            drains += 1
             records, size, more = self.ring.drain()
             self.context.catch_up()
             if self.generation != self.context.generation:
                 self.generation = self.context.generation
                 self.http.forget()
             yield from self.http.feed(records, size, self._ignore)
-        yield from self.http.flush(time.clock_gettime_ns(time.CLOCK_MONOTONIC), everything=last)
+        yield from self.http.flush(time.clock_gettime_ns(time.CLOCK_MONOTONIC), self._ignore, everything=last)
 
     def _sweep(self, *, last: bool) -> None:
         if self.capture.rung.stem == OLD:
@@ -118,6 +123,7 @@ class Exchange:
             malformed=counts["malformed"],
             uncovered={kind: counts[kind] for kind in UNCOVERED},
             omitted=dict(self.http.omitted),
+            flawed={"parent": counts["parents_missed"], "end": counts["held_full"]},
         )
 
     def close(self) -> None:

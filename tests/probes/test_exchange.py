@@ -749,9 +749,8 @@ sys.stdin.readline()
             answer(b)
             spans = seen.until(4)
     first, second = sorted((span for span in spans if span.kind == CLIENT), key=lambda span: span.start_ns)
-    later = max((span for span in spans if span.kind == SERVER), key=lambda span: span.end_ns)
     assert first.parent_id == ""  # either could have caused it
-    assert (second.parent_id, second.trace_id) == (later.span_id, later.trace_id)
+    assert second.parent_id == ""  # the first may still be at work behind the answer that it began
 
 
 def test_a_proxy_that_serves_many_at_once_hands_their_contexts_on(app, trace, backend):
