@@ -127,6 +127,9 @@ class Everything:
         return time.time_ns()
 
     def tick(self) -> None: ...
+    def stopping(self) -> bool:
+        return False
+
     def catch_up(self) -> None: ...
     def resource(self, _pid: int, _start_ns: int) -> Resource:
         return self._resource

@@ -781,8 +781,9 @@ static __always_inline void on_end(struct sock *sk, struct connection *c)
 
 /*
  * A server that shuts down its sending side has answered. A client that does
- * may still read its response, unless it closed both sides. And after a reset
- * or the last FIN, what has arrived may still be read: that ends with the socket.
+ * may still read its response, unless it closed both sides itself: in LAST_ACK
+ * the other may be the peer's doing. After a reset or the last FIN, what has
+ * arrived may still be read: that ends with the socket.
  */
 static __always_inline void on_state(struct sock *sk, struct connection *c, int state)
 {
@@ -792,8 +793,7 @@ static __always_inline void on_state(struct sock *sk, struct connection *c, int 
 		if (c->state == REQUEST)
 			c->event.end_ns = bpf_ktime_get_ns();
 	} else if (c->role == EXCHANGE_SERVER ||
-		   (sk->sk_shutdown & (RCV_SHUTDOWN | SEND_SHUTDOWN)) ==
-			   (RCV_SHUTDOWN | SEND_SHUTDOWN)) {
+		   (state == TCP_FIN_WAIT1 && sk->sk_shutdown == (RCV_SHUTDOWN | SEND_SHUTDOWN))) {
 		on_end(sk, c);
 	}
 }

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from selectors import EVENT_READ, DefaultSelector
+from threading import Event
 
 from otelbpf import telemetry
 from otelbpf.command import Command
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 
 DRAIN_S = 5.0
 """After SIGTERM everything seen before it is delivered within this time, or counted as dropped."""
+CLOSE_S = 2.0
+"""What of it the outputs get to deliver what is encoded."""
 MIN_TICK_S = 0.02
 """Between two ticks, however full the rings are: smaller batches cost more than they help."""
 COMMAND_GRACE_S = 3.0
@@ -49,9 +53,11 @@ def run(config: Config, argv: Sequence[str] | None) -> int:
     with ExitStack() as stack:
         # Before any thread exists: a forked child has only one.
         command = stack.enter_context(closing(Command(argv))) if argv else None
-        signals = stack.enter_context(_signals())
+        stopping = Event()
+        signals = stack.enter_context(_signals(stopping))
         host = stack.enter_context(Host(config.select.ports, config.metrics.max_series))
         outputs = [_open(where, config, stack) for where in config.outputs]
+        host.stopping = stopping.is_set
         pids = [*config.select.pids, *([command.pid] if command else [])]
         for pid in pids:
             host.select(pid)
@@ -75,6 +81,7 @@ class Agent:
         self.encoder = SpanEncoder(config.export.max_request_bytes)
         self.resource = agent_resource()
         self.start_ns = time.time_ns()
+        self.too_late = 0
 
     def loop(self, signals: socket.socket, command: Command | None) -> int:
         """Tick until a signal came or the command ended; return the exit status."""
@@ -92,7 +99,9 @@ class Agent:
                 return 0 if stopping_s else command.status or 0
             if command and number:
                 stopping_s = stopping_s or now_s + COMMAND_GRACE_S
-                command.signal(number)
+                # Many programs take a second Ctrl-C for "at once, without cleaning up".
+                if number != signal.SIGINT or not command.hears_terminal():
+                    command.signal(number)
             if command and stopping_s and now_s >= stopping_s:
                 log.warning(
                     "command %r (pid %d) still runs %g s after it was told to stop; leaving it",
@@ -120,10 +129,14 @@ class Agent:
                 ready = ready or waiting.select(max(0.0, next_s - time.monotonic()))
                 yield signals.recv(64)[-1] if any(key.fileobj is signals for key, _ in ready) else 0
 
-    def tick(self, *, last: bool = False) -> None:
+    def tick(self, *, last: bool = False, until_s: float = math.inf) -> None:
+        """Drain and export once; spans that are not encoded by *until_s* (monotonic) are counted as dropped."""
         self.host.tick()
         for probe in self.running.values():
             for batch in probe.tick(last=last):
+                if time.monotonic() > until_s:
+                    self.too_late += len(batch)
+                    continue
                 for request, spans in self.encoder.encode(batch):
                     for output in self.outputs:
                         output.traces(request, spans)
@@ -144,7 +157,7 @@ class Agent:
     def finish(self) -> None:
         """Deliver everything seen so far, then say what became of it."""
         deadline_s = time.monotonic() + DRAIN_S
-        self.tick(last=True)
+        self.tick(last=True, until_s=deadline_s - CLOSE_S)
         self.export_metrics()
         for output in self.outputs:
             output.close(max(0.0, deadline_s - time.monotonic()))
@@ -157,17 +170,19 @@ class Agent:
             losses |= {f"not covered ({kind})": n for kind, n in tally.uncovered.items()}
             counts = [f"{tally.seen} events seen", *(f"{n} {what}" for what, n in losses.items() if n)]
             said.append(f"{name}: {', '.join(counts)}")
+        if self.too_late:
+            said.append(f"{self.too_late} spans dropped: not encoded in time")
         said += [summary for output in self.outputs if (summary := output.summary())]
         return "; ".join(["stopped", *said])
 
 
 @contextmanager
-def _signals() -> Iterator[socket.socket]:
-    """SIGTERM and SIGINT as bytes that can be read from a socket."""
+def _signals(stopping: Event) -> Iterator[socket.socket]:
+    """SIGTERM and SIGINT as bytes that can be read from a socket; *stopping* is set by the first."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     wakeup = signal.set_wakeup_fd(writer.fileno())
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield reader
     finally:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 
 from otelbpf.errors import TargetError
 
@@ -27,6 +28,10 @@ class Command:
         self.argv = argv
         self.status: int | None = None
         """Exit status as a shell would give it, once it ended."""
+        # Inherited from some parents, and then the kernel would not keep the status for us.
+        self._ignored = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
+        if self._ignored:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         gate, self._gate = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -37,8 +42,9 @@ class Command:
         """Readable once the command has ended."""
 
     def start(self) -> None:
-        """Open the gate."""
-        os.write(self._gate, b"!")
+        """Open the gate. Who was killed there is a command that ended."""
+        with suppress(BrokenPipeError):
+            os.write(self._gate, b"!")
         os.close(self._gate)
         self._gate = -1
 
@@ -51,6 +57,10 @@ class Command:
                 self.status = code if code >= 0 else 128 - code
         return self.status
 
+    def hears_terminal(self) -> bool:
+        """Whether a Ctrl-C at our terminal reaches the command as it reaches us."""
+        return os.isatty(0) and os.getpgid(self.pid) == os.getpgrp()
+
     def signal(self, number: int) -> None:
         if self.poll() is None:
             signal.pidfd_send_signal(self.fd, number)
@@ -60,8 +70,11 @@ class Command:
         if self._gate >= 0:
             os.close(self._gate)
             self._gate = -1
-            os.waitpid(self.pid, 0)
+            if self.status is None:
+                os.waitpid(self.pid, 0)
         os.close(self.fd)
+        if self._ignored:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
 
 def _wait_and_run(gate: int, program: str, argv: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Self
@@ -17,11 +17,14 @@ from otelbpf.errors import TargetError
 from otelbpf.identity import Processes
 from otelbpf.model import Resource
 from otelbpf.native._shim import lib
-from otelbpf.native.object import Object, Ring, map_set
+from otelbpf.native.object import Object, Ring, map_delete, map_set
 from otelbpf.probe import Tally
 
 HOOKS = ("process_fork", "process_exec", "process_exit")
 RULE = (1).to_bytes(4, "little")
+ROUNDS = 100
+"""Looks at a family for who was forked meanwhile; one that forks without an end would keep us from starting."""
+PF_EXITING = 4
 
 
 class Host:
@@ -38,6 +41,7 @@ class Host:
         self.max_series = max_series
         self.constants: Mapping[str, int] = {"agent_pid": os.getpid(), "ports_selected": bool(ports)}
         self.generation = 0
+        self.stopping: Callable[[], bool] = lambda: False
         self.processes = Processes()
         self._offset = _clock_offset()
         self.kernel = Object("process")
@@ -60,13 +64,25 @@ class Host:
         """Observe a process and the children that it has and will have.
 
         Raises:
-            TargetError: There is no such process.
+            TargetError: There is no such process, or it is a thread of one.
         """
-        for each in _family(pid):
-            map_set(self.kernel.map_fd("targets"), each.to_bytes(4, "little"), RULE)
-        # A child forked while we looked is found now; those to come are the kernel's to follow.
-        for each in _family(pid):
-            map_set(self.kernel.map_fd("targets"), each.to_bytes(4, "little"), RULE)
+        if (process := _process_of(pid)) != pid:
+            raise TargetError(f"--pid {pid}: is a thread of process {process}; use --pid {process}")
+        targets = self.kernel.map_fd("targets")
+        family: set[int] = set()
+        ended: set[int] = set()
+        for _ in range(ROUNDS):
+            # A child forked while we looked is found in the next round; those to come are the kernel's to follow.
+            found = set(_family(pid)) - family
+            if not found:
+                break
+            family |= found
+            for each in found:
+                map_set(targets, each.to_bytes(4, "little"), RULE)
+                if _ended(each):  # no exit takes the entry away again, and somebody else will have the pid
+                    map_delete(targets, each.to_bytes(4, "little"))
+                    ended.add(each)
+        for each in family - ended:
             self.processes.resource(each, 0)
 
     def unix_ns(self, kernel_ns: NDArray[Any]) -> NDArray[Any]:
@@ -90,7 +106,7 @@ class Host:
             if e["kind"] == lib.PROCESS_FORK:
                 self.processes.fork(int(e["pid"]), int(e["start_ns"]), int(e["parent_pid"]))
             else:
-                self.processes.exit(int(e["pid"]))
+                self.processes.exit(int(e["pid"]), int(e["start_ns"]))
 
     def resource(self, pid: int, start_ns: int) -> Resource:
         return self.processes.resource(pid, start_ns)
@@ -99,6 +115,8 @@ class Host:
         return self.processes.outside_contexts(pid, start_ns)
 
     def living(self) -> AbstractSet[Resource]:
+        """Called once per export of metrics, which is often enough to look for those whose end nobody tells."""
+        self.processes.reap()
         return self.processes.living()
 
     def tally(self) -> Tally:
@@ -129,6 +147,25 @@ def _clock_offset() -> int:
         return after - before, unix - (before + after) // 2
 
     return min(once() for _ in range(3))[1]
+
+
+def _process_of(tid: int) -> int:
+    """The process that a thread is of; *tid* itself if there is none, or nobody may know."""
+    try:
+        status = Path(f"/proc/{tid}/status").read_text(errors="replace")
+    except OSError:
+        return tid
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("Tgid:")), tid)
+
+
+def _ended(pid: int) -> bool:
+    """Whether its exit event may be over: it is gone, or its last thread is exiting, or it is a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return True
+    flags, threads = int(fields[6]), int(fields[17])
+    return threads <= 1 and bool(flags & PF_EXITING)
 
 
 def _family(pid: int) -> Iterator[int]:

@@ -25,6 +25,10 @@ class Context(Protocol):
     generation: int
     """Grows when a process that had a Resource became another program: ask for Resources again."""
 
+    def stopping(self) -> bool:
+        """The agent was told to stop: leave what can wait to the last tick."""
+        ...
+
     def unix_ns(self, kernel_ns: NDArray[Any]) -> NDArray[Any]:
         """CLOCK_MONOTONIC to Unix time, both uint64 nanoseconds."""
         ...

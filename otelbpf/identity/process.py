@@ -62,6 +62,7 @@ class _Process:
     parent: int = 0
     resource: Resource | None = None
     contexts: frozenset[bytes] = frozenset()
+    exited: bool = False
 
 
 _Key = tuple[int, int]  # pid, start in ticks
@@ -112,10 +113,21 @@ class Processes:
         if process.image is None:  # or its exec, read from another ring, was seen first
             process.image = parent.image
 
-    def exit(self, pid: int) -> None:
-        """Forget *pid* 60 s after the next `expire`."""
-        if key := self._latest.get(pid):
-            self._exited.append(key)
+    def exit(self, pid: int, start_ns: int) -> None:
+        """Forget that process 60 s after the next `expire`."""
+        self._exit(self._key(pid, start_ns))
+
+    def reap(self) -> None:
+        """Let everyone exit who is gone from /proc: of a process that only its port selected no event tells.
+
+        One file is read per process known.
+        """
+        if _stat(1) is None:  # mounted with hidepid: who cannot be seen may be there
+            return
+        for pid, start_tick in self._processes:
+            stat = _stat(pid)
+            if stat is None or stat.start_tick != start_tick:
+                self._exit((pid, start_tick))
 
     def expire(self, now_s: float) -> None:
         """Forget who exited 60 s ago; *now_s* is of any clock that only goes forward."""
@@ -140,6 +152,12 @@ class Processes:
     def living(self) -> set[Resource]:
         """Return the resources of everyone not forgotten yet."""
         return {process.resource for process in self._processes.values() if process.resource}
+
+    def _exit(self, key: _Key) -> None:
+        process = self._processes.get(key)
+        if process and not process.exited:
+            process.exited = True
+            self._exited.append(key)
 
     def _key(self, pid: int, start_ns: int) -> _Key:
         if start_ns:
@@ -169,7 +187,8 @@ class Processes:
         if process.resource is None:
             image = process.image
             if read := _read(*key):
-                image = _merged(read[0], image)
+                # kept for a child whose fork we hear of when both are gone
+                image = process.image = _merged(read[0], image)
                 process.parent = process.parent or read[1]
             image = image or _image("", "", b"", b"")
             if image.worker:

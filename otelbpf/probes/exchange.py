@@ -83,7 +83,7 @@ class Exchange:
         self._sweep(last=last)
         more, drains = True, 0
         # A ringful is what was there when we began; under a load above our speed there is always more.
-        while more and (last or drains < self.drains):
+        while more and (last or (drains < self.drains and not self.context.stopping())):
             drains += 1
             records, size, more = self.ring.drain()
             self.context.catch_up()

@@ -8,6 +8,7 @@ https://opentelemetry.io/docs/specs/semconv/http/http-metrics/
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable
 from enum import IntEnum
 from functools import lru_cache
@@ -24,6 +25,7 @@ SIZE_BOUNDS = (0, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 1
 METHODS = ("_OTHER", "CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE", "QUERY")
 """By enum http1_method_id."""
 HTTP_PORT = 80
+_HOST = re.compile(r"(?:\[(?P<ip>[^\[\]]*)\]|(?P<name>[^\[\]:]*))(?::(?P<port>[0-9]{0,5}))?")
 CLOSED = 0xFFFF
 SERVER_ERROR, CLIENT_ERROR = 500, 400
 
@@ -155,10 +157,15 @@ def error_type(error: int, status: int, role: Role) -> str:
 
 
 def split_host(host: str) -> tuple[str, int]:
-    """A Host header as (server.address, server.port): ``[::1]:8080`` is ('::1', 8080)."""
-    name, _, port = host.rpartition(":") if ":" in host.rpartition("]")[2] else (host, "", "")
-    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else HTTP_PORT
-    return name.removeprefix("[").removesuffix("]"), number
+    """A Host header as (server.address, server.port): ``[::1]:8080`` is ('::1', 8080).
+
+    What is no host and port (RFC 9110 4.2.3), like ``::1`` or ``a:65536``, gives ('', 0).
+    """
+    found = _HOST.fullmatch(host)
+    port = int(found["port"] or HTTP_PORT) if found else 0
+    if found is None or port > 65535:
+        return "", 0
+    return found["ip"] or found["name"] or "", port
 
 
 def _origin(host: str, port: int) -> str:

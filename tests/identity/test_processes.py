@@ -316,7 +316,7 @@ def test_a_process_is_kept_for_60_s_after_its_exit():
     processes = Processes()
     tell_exec(processes, GONE, "/srv/shop")
     kept = processes.resource(GONE, TICK_NS)
-    processes.exit(GONE)
+    processes.exit(GONE, TICK_NS)
     processes.expire(1000.0)
     processes.expire(1059.9)
     assert processes.resource(GONE, TICK_NS) is kept
@@ -327,7 +327,7 @@ def test_a_process_is_kept_for_60_s_after_its_exit():
 def test_a_pid_used_again_keeps_both_apart():
     processes = Processes()
     tell_exec(processes, GONE, "/srv/first", start=TICK_NS)
-    processes.exit(GONE)
+    processes.exit(GONE, TICK_NS)
     processes.expire(0.0)
     tell_exec(processes, GONE, "/srv/second", start=9 * TICK_NS)
     assert attributes(processes, GONE, TICK_NS)["service.name"] == "first"
@@ -336,9 +336,39 @@ def test_a_pid_used_again_keeps_both_apart():
     assert attributes(processes, GONE, 9 * TICK_NS)["service.name"] == "second"
 
 
+def test_an_exit_is_of_one_process_and_not_of_who_has_its_pid_next():
+    processes = Processes()
+    tell_exec(processes, GONE, "/srv/first", start=TICK_NS)
+    tell_exec(processes, GONE, "/srv/second", start=9 * TICK_NS)
+    processes.exit(GONE, TICK_NS)  # read from another ring than its successor's exec
+    processes.expire(0.0)
+    processes.expire(60.0)
+    assert attributes(processes, GONE, 9 * TICK_NS)["service.name"] == "second"
+    assert attributes(processes, GONE, TICK_NS)["service.name"] == "unknown_service"
+
+
+def test_who_is_gone_without_an_exit_event_is_forgotten_all_the_same(script):
+    processes = Processes()
+    with running(sys.executable, script) as child:
+        alive = processes.resource(child.pid, 0)
+        tell_exec(processes, child.pid, "/srv/before", start=TICK_NS)  # had the same pid
+        before = processes.resource(child.pid, TICK_NS)
+        gone = processes.resource(GONE, 0)
+        processes.reap()
+        processes.reap()  # no second time
+        processes.expire(1000.0)
+        assert processes.living() == {alive, before, gone}
+        processes.expire(1060.0)
+        assert processes.living() == {alive}
+    processes.reap()
+    processes.expire(1100.0)
+    processes.expire(1160.0)
+    assert not processes._processes
+
+
 def test_the_exit_of_a_stranger_is_no_matter():
     processes = Processes()
-    processes.exit(GONE)
+    processes.exit(GONE, TICK_NS)
     processes.expire(0.0)
     processes.expire(60.0)
     assert not processes._processes
@@ -348,7 +378,7 @@ def test_it_is_bounded_and_the_dead_go_first():
     processes = Processes()
     for pid in range(GONE, GONE + MAX_PROCESSES):
         tell_exec(processes, pid, "/srv/shop")
-    processes.exit(GONE + 7)
+    processes.exit(GONE + 7, TICK_NS)
     processes.expire(0.0)
     tell_exec(processes, GONE + MAX_PROCESSES, "/srv/shop")
     assert (GONE + 7, 1) not in processes._processes

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import os
 import resource
+import socket
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -218,6 +220,66 @@ def test_a_closed_pipe(tmp_path):
     output.traces(span(), 1)
     output.close(0)
     assert output.dropped_spans == 1
+
+
+def dropped(output, caplog):
+    """Write until it is given up, and then some more."""
+    while not output.dropped_spans:
+        output.traces(span(), 1)
+    output.traces(span(), 1)
+    output.metrics(histogram(), 1)
+    output.close(0)
+    assert (output.dropped_spans, output.dropped_points) == (2, 1)
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("ends", [os.pipe, os.openpty], ids=["pipe", "terminal"])
+def test_who_stops_reading_is_given_up(caplog, ends):
+    reader, writer = ends()
+    path = f"/dev/fd/{writer}"
+    assert dropped(FileOutput(path), caplog) == [f"output: '{path}' is not read; dropping everything from now on"]
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [os.pipe, os.openpty, lambda: [end.detach() for end in socket.socketpair()]],
+    ids=["pipe", "terminal", "socket"],
+)
+def test_a_stdout_that_is_not_read_is_given_up_and_stays_as_it_was(caplog, capfd, ends):
+    reader, writer = ends()
+    stdout = os.dup(1)
+    os.dup2(writer, 1)
+    try:
+        said = dropped(FileOutput("-"), caplog)
+        assert os.get_blocking(1)
+    finally:
+        os.dup2(stdout, 1)
+        for each in (stdout, reader, writer):
+            os.close(each)
+    assert said == ["output: '-' is not read; dropping everything from now on"]
+
+
+def test_a_pipe_that_is_read_gets_every_line():
+    reader, writer = os.pipe()
+    output = FileOutput(f"/dev/fd/{writer}")
+    os.close(writer)
+    with os.fdopen(reader) as lines, ThreadPoolExecutor(1) as pool:
+        read = pool.submit(lines.readlines)
+        for _ in range(200):
+            output.traces(span(), 1)
+        output.close(0)
+        assert [json.loads(line) for line in read.result(10)] == [SPAN] * 200
+    assert (output.written_spans, output.dropped_spans) == (200, 0)
+
+
+def test_a_named_pipe_without_a_reader_is_refused(tmp_path):
+    path = f"{tmp_path}/pipe"
+    os.mkfifo(path)
+    with pytest.raises(ConfigError) as error:
+        FileOutput(path)
+    assert str(error.value) == f"output: cannot write '{path}': nobody reads it; start the reader first"
 
 
 def test_a_file_that_cannot_be_made(tmp_path):
