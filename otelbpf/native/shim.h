@@ -27,7 +27,8 @@ int otb_map_fd(otb_object *obj, const char *map);
 int otb_global(otb_object *obj, const char *name, uint64_t *value); /* a variable of .bss */
 int otb_run(otb_object *obj, const char *program, void *context, uint32_t size);
 int otb_kernel_params(const char *function); /* number of parameters, from the kernel's BTF */
-int otb_iterate(otb_object *obj, const char *program, const char *map); /* run an iterator over a map, once */
+int otb_iterate(otb_object *obj, const char *program,
+		const char *map); /* run an iterator over a map, once */
 void otb_detach(otb_object *obj);
 void otb_close(otb_object *obj); /* detaches and unloads everything */
 
