@@ -187,9 +187,9 @@ def costs(what: str, legs: Mapping[str, Sequence[Leg]], bpf: Sequence[Row]) -> T
     how = (
         "From the same runs; ratios and differences are taken within a round. While the other CPUs are busy all the"
         " time and nginx is not, wrk is the bottleneck, and the throughput ratio shows how much of its CPU agent and"
-        " receiver take; what tracing leaves of a saturated worker is the ratio of requests per CPU second. While"
-        " neither is busy all the time, they wait for each other: then each response wakes wrk on the other CPU, which in a"
-        " virtual machine costs nginx microseconds, and what is added is mostly that."
+        " receiver take; what tracing leaves of a saturated worker is the ratio of requests per CPU second."
+        " While neither is busy all the time, they wait for each other: then each response wakes wrk on the other"
+        " CPU, which in a virtual machine costs nginx microseconds, and what is added is mostly that."
     )
     return spreads(f"What tracing costs nginx ({what})", how, rows)
 
