@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from otelbpf import __version__
 from otelbpf.aggregate import Histogram, SeriesTable
-from otelbpf.model import Points, Scope, SpanBatch, SpanShape
+from otelbpf.correlate import TOLD
+from otelbpf.model import Points, Resource, Scope, SpanBatch, SpanShape
 from otelbpf.native.assembler import UNKNOWN, Assembler
 from otelbpf.probe import Context
 from otelbpf.protocols.http1 import (
@@ -95,6 +96,7 @@ class HttpMapping:
         self.series = np.empty(0, np.int64)
         self.foreign = np.empty(0, np.bool_)
         self.outside: dict[int, list[bytes]] = {}
+        self.resource = np.empty(0, np.object_)
 
     def _learn(self) -> None:
         """Describe the shapes that this feed was the first to see."""
@@ -110,6 +112,7 @@ class HttpMapping:
             if described.foreign and (ids := self.context.outside_contexts(shape.pid, shape.process_start_ns)):
                 self.outside[len(self.shapes)] = sorted(ids)
             self.shapes.append(described.span)
+        self.resource = np.concatenate([self.resource, _objects([each.resource for each in self.shapes[-len(new) :]])])
         self.role = np.concatenate([self.role, np.array(roles, np.uint8)])
         self.series = np.concatenate([self.series, np.array(series, np.int64)])
         self.foreign = np.concatenate([self.foreign, np.array(foreign, np.bool_)])
@@ -132,7 +135,10 @@ class HttpMapping:
             mine = np.flatnonzero(roles == role)
             if len(mine):
                 meter.record(self.series[shape[mine]], rows[mine])
-        ours, sampled = self._ours(rows), (rows["flags"] & SAMPLED).astype(np.bool_)
+        ours = self._ours(rows)
+        if self.context.exchanges.wanted:
+            self._remember(rows, ours)
+        sampled = (rows["flags"] & SAMPLED).astype(np.bool_)
         if not (ours & sampled).all():
             self.omitted["sdk"] += int(np.count_nonzero(~ours))
             self.omitted["unsampled"] += int(np.count_nonzero(ours & ~sampled))
@@ -154,6 +160,18 @@ class HttpMapping:
                     FIRST_BYTE: (rows["first_ns"] - rows["start_ns"]) * 1e-9,
                 },
             )
+
+    def _remember(self, rows: NDArray[Any], ours: NDArray[np.bool_]) -> None:
+        told = np.empty(len(rows), TOLD)
+        for name in TOLD.names or ():
+            told[name] = rows[name]
+        told["span_id"][~ours] = rows["parent_id"][~ours]
+        resources = self.resource[rows["shape"]]
+        self.context.exchanges.remember(told, resources)
+        for i in np.flatnonzero(rows["parts"] > 1):  # cut by the kernel where HTTP does not cut: few
+            parts = np.repeat(told[i : i + 1], rows["parts"][i] - 1)
+            parts["number"] += np.arange(1, len(parts) + 1, dtype=np.uint32)
+            self.context.exchanges.remember(parts, np.repeat(resources[i : i + 1], len(parts)))
 
     def _ours(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
         """Rows whose span nobody else reports.
@@ -185,3 +203,9 @@ class HttpMapping:
         if forgot:
             self.assembler.forget()  # shapes know series by number
         return [each for each in points if len(each.resources)]
+
+
+def _objects(resources: Sequence[Resource]) -> NDArray[np.object_]:
+    found = np.empty(len(resources), np.object_)
+    found[:] = resources
+    return found

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from otelbpf.correlate import Exchanges
 from otelbpf.errors import TargetError
 from otelbpf.identity import Processes
 from otelbpf.model import Resource
@@ -40,6 +41,7 @@ class Host:
     def __init__(self, ports: Sequence[int], max_series: int) -> None:
         self.max_series = max_series
         self.constants: Mapping[str, int] = {"agent_pid": os.getpid(), "ports_selected": bool(ports)}
+        self.exchanges = Exchanges()
         self.generation = 0
         self.stopping: Callable[[], bool] = lambda: False
         self.processes = Processes()

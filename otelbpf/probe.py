@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from otelbpf.correlate import Exchanges
 from otelbpf.model import Points, Resource, SpanBatch
 from otelbpf.native.object import Object, Ring
 
@@ -22,6 +23,8 @@ class Context(Protocol):
     constants: Mapping[str, int]
     """Values of the constants that every probe's object declares (bpf/target.bpf.h)."""
     max_series: int
+    exchanges: Exchanges
+    """What other probes' events belong to. Who asks sets `wanted`, and comes after `exchange` in PROBES."""
     generation: int
     """Grows when a process that had a Resource became another program: ask for Resources again."""
 

@@ -27,7 +27,7 @@ FLOORS = (
     {"kernel", "probes", "telemetry"},
     {"http"},
     {"capture", "probe"},
-    {"aggregate", "command", "identity", "native", "otlp", "protocols"},
+    {"aggregate", "command", "correlate", "identity", "native", "otlp", "protocols"},
     {"config", "model"},
     {"errors"},
 )
@@ -35,7 +35,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Both read a constant or fill a struct of the headers, and call nothing.
 SHIM_USERS = {"kernel.py", "probes/exchange.py"}
 
-PROBES_KNOW = {"aggregate", "capture", "errors", "http", "model", "native", "probe", "protocols"}
+PROBES_KNOW = {"aggregate", "capture", "correlate", "errors", "http", "model", "native", "probe", "protocols"}
 
 modules = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 stems = pytest.mark.parametrize("stem", STEMS)

@@ -520,8 +520,8 @@ static uint16_t error_of(const struct exchange_event *e, const struct message *m
 	return e->error;
 }
 
-static void add_row(otb_http *h, const struct exchange_event *e, const struct message *m,
-		    enum completeness end)
+static void add_row(otb_http *h, const struct exchange_event *e, uint32_t last_number,
+		    const struct message *m, enum completeness end)
 {
 	struct http_row *row = &h->rows[h->n_rows];
 	struct http_shape shape;
@@ -554,6 +554,9 @@ static void add_row(otb_http *h, const struct exchange_event *e, const struct me
 	join_trace(h, e, m, row, &shape);
 	body_sizes(e, m, end, row);
 
+	row->cookie = e->cookie;
+	row->number = e->number;
+	row->parts = (uint16_t)(last_number - e->number + 1);
 	row->start_ns = e->start_ns;
 	row->end_ns = e->end_ns;
 	row->first_ns = e->first_ns;
@@ -645,7 +648,7 @@ static void finish_held(otb_http *h, struct held *p)
 
 	read_heads(&p->event, p->heads, &m);
 	if (!not_covered(h, &p->event, &m))
-		add_row(h, &p->event, &m, response_end(&p->event, p->heads, &m));
+		add_row(h, &p->event, p->last_number, &m, response_end(&p->event, p->heads, &m));
 	drop_held(h, p);
 }
 
@@ -804,7 +807,7 @@ static void on_record(otb_http *h, const struct exchange_event *e, const uint8_t
 		return;
 	end = response_end(e, heads, &m);
 	if (!goes_on(e, heads, &m, end, &unknown_end) || !hold(h, e, heads, unknown_end))
-		add_row(h, e, &m, end);
+		add_row(h, e, e->number, &m, end);
 }
 
 uint32_t otb_http_feed(otb_http *h, const uint8_t *records, uint32_t len)

@@ -44,6 +44,7 @@ struct http_shape {
 };
 
 struct http_row {
+	uint64_t cookie;   /* with number, what other events call this exchange */
 	uint64_t start_ns; /* CLOCK_MONOTONIC, this and the next two */
 	uint64_t end_ns;
 	uint64_t first_ns;      /* first response byte; 0: not answered */
@@ -54,8 +55,9 @@ struct http_row {
 	uint8_t parent_id[8];
 	uint32_t flags; /* OTLP Span.flags */
 	uint32_t shape; /* index, from 0 */
+	uint32_t number;
+	uint16_t parts; /* numbers that the kernel gave it, from *number* on */
 	uint16_t peer_port;
-	uint8_t _pad[6];
 };
 
 /*

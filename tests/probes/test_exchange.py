@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.kernel
@@ -875,3 +876,86 @@ def test_too_many_connections_are_counted(app, trace, connect):
         assert seen.tally.lost["connections"] >= 3
         for c in open_now:
             c.close()
+
+
+# ---- what other probes' events belong to ----------------------------------------------------------
+
+TELL_COOKIE = """
+def serve(c):
+    print(struct.unpack("Q", c.getsockopt(socket.SOL_SOCKET, 57, 8))[0])  # SO_COOKIE
+"""
+
+
+def told(seen, cookie, number):
+    exchanges = seen.host.exchanges
+    position = exchanges.find(np.array([cookie], np.uint64), np.array([number], np.uint32))
+    return exchanges.told(position)[0] if position[0] >= 0 else None
+
+
+def test_what_happens_during_an_exchange_finds_its_span(app, trace, connect):
+    server = app(LISTEN + TELL_COOKIE + "    while head(c): c.sendall(OK)\nlisten(serve)")
+    with trace(server) as seen:
+        seen.host.exchanges.wanted = True
+        with dial(connect(server)) as c:
+            cookie = int(server.line())
+            assert told(seen, cookie, 1) is None
+            for _ in range(3):
+                c.sendall(GET)
+                answer(c)
+            spans = sorted(seen.until(3), key=lambda span: span.start_ns)
+        for number, span in enumerate(spans, 1):
+            there = told(seen, cookie, number)
+            assert there["span_id"].tobytes().hex() == span.span_id
+            assert there["trace_id"].tobytes().hex() == span.trace_id
+            assert there["end_ns"] - there["start_ns"] == span.end_ns - span.start_ns
+        assert told(seen, cookie, 4) is None
+
+
+def test_what_the_kernel_cut_finds_the_one_span(app, trace, connect):
+    server = app(
+        LISTEN
+        + TELL_COOKIE
+        + r"""
+    head(c), c.sendall(b"HTTP/1.1 100 Continue\r\n\r\n"), c.recv(5), c.sendall(OK)
+listen(serve)
+"""
+    )
+    with trace(server) as seen:
+        seen.host.exchanges.wanted = True
+        with dial(connect(server)) as c:
+            cookie = int(server.line())
+            c.sendall(b"POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+            answer(c)
+            c.sendall(b"12345")
+            answer(c)
+            (span,) = seen.until(1)
+        assert {told(seen, cookie, number)["span_id"].tobytes().hex() for number in (1, 2)} == {span.span_id}
+
+
+def test_what_an_sdk_owns_finds_the_span_of_the_sdk(app, trace):
+    """The client request carries the context of a span that its own process made."""
+    client = app(
+        LISTEN
+        + """
+context = sys.stdin.readline().strip().encode()
+c = socket.create_connection(("127.0.0.1", int(sys.stdin.readline())))
+print(struct.unpack("Q", c.getsockopt(socket.SOL_SOCKET, 57, 8))[0])
+c.sendall(b"GET / HTTP/1.1\\r\\nHost: a\\r\\ntraceparent: " + context + b"\\r\\n\\r\\n")
+c.recv(1000)
+sys.stdin.readline()
+"""
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener, trace(client) as seen:
+        seen.host.exchanges.wanted = True
+        client.go()
+        client.go(f"00-{TRACE}-{PARENT}-01")  # not in its command line: then it would not have made the span
+        client.go(str(listener.getsockname()[1]))
+        cookie = int(client.line())
+        with listener.accept()[0] as c:
+            c.recv(1000)
+            c.sendall(OK)
+            seen.settle()
+        assert not seen.spans
+        there = told(seen, cookie, 1)
+    assert there["span_id"].tobytes().hex() == PARENT
+    assert there["trace_id"].tobytes().hex() == TRACE

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which span does an event belong to? Every probe's events carry an exchange; this knows the exchange's span.
+
+The kernel names an exchange by (cookie, number): its socket, and its place on
+it. What happens during one is joined here, when the exchange has been told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from otelbpf.model import Resource
+
+SLOTS = 1 << 16
+"""A power of two. An exchange is found until another one takes its slot: for about a second at 60,000 a second."""
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_SHIFT = np.uint64(64 - SLOTS.bit_length() + 1)
+
+TOLD = np.dtype(
+    [
+        ("cookie", np.uint64),
+        ("number", np.uint32),
+        ("flags", np.uint32),
+        ("start_ns", np.uint64),
+        ("end_ns", np.uint64),
+        ("trace_id", "V16"),
+        ("span_id", "V8"),
+    ]
+)
+"""An exchange that was told. Times are CLOCK_MONOTONIC, flags OTLP Span.flags, and span_id is the parent for what
+happened during the exchange: our span, or the one of the SDK that owns it."""
+
+
+class Exchanges:
+    """The exchanges told lately."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        """Set by a probe that asks: without one nothing is remembered."""
+        self._told = np.zeros(0, TOLD)
+        self._resource = np.empty(0, np.object_)
+
+    def remember(self, told: NDArray[Any], resources: NDArray[np.object_]) -> None:
+        """Take (n,) `TOLD` and the Resource of each; cookies are never 0."""
+        if not len(self._told):
+            self._told = np.zeros(SLOTS, TOLD)
+            self._resource = np.empty(SLOTS, np.object_)
+        slots = _slots(told["cookie"], told["number"])
+        self._told[slots] = told
+        self._resource[slots] = resources
+
+    def find(self, cookie: NDArray[Any], number: NDArray[Any]) -> NDArray[np.intp]:
+        """Positions of exchanges for `told` and `resources`, valid until the next are remembered; -1: not known."""
+        if not len(self._told):
+            return np.full(len(cookie), -1, np.intp)
+        slots = _slots(cookie, number)
+        there = self._told[slots]
+        return np.where((there["cookie"] == cookie) & (there["number"] == number) & (cookie != 0), slots, -1)
+
+    def told(self, positions: NDArray[np.intp]) -> NDArray[Any]:
+        """(n,) `TOLD` at positions that were found."""
+        return self._told[positions]
+
+    def resources(self, positions: NDArray[np.intp]) -> Sequence[Resource]:
+        found: list[Resource] = self._resource[positions].tolist()
+        return found
+
+
+def _slots(cookie: NDArray[Any], number: NDArray[Any]) -> NDArray[np.intp]:
+    # Fibonacci hashing (Knuth 6.4): neighbours in number, which are the rule, get slots far apart.
+    mixed: NDArray[np.uint64] = (cookie.astype(np.uint64) * _GOLDEN + number.astype(np.uint64)) * _GOLDEN
+    return (mixed >> _SHIFT).astype(np.intp)
