@@ -92,6 +92,7 @@ def ask(port, request=GET):
         return answer(c)
 
 
+@pytest.mark.vm
 def test_each_keep_alive_request_becomes_one_server_span(app, trace, connect):
     server = app(KEEP_ALIVE)
     with trace(server) as seen:
@@ -400,6 +401,7 @@ listen(serve)
     assert span.name == "PUT"
 
 
+@pytest.mark.vm
 def test_a_reset_before_the_answer_is_an_error(app, trace, connect):
     server = app(LISTEN + "listen(lambda c: (head(c), print('read'), time.sleep(0.3)))")
     with trace(server) as seen:

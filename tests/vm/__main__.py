@@ -3,7 +3,7 @@
 
 Red, and exit status 1: a kernel that cannot be downloaded or booted; programs that are not those of
 tests/golden/insns.txt, or of which one has grown; a rung that is not in use when asked for, or that misses one of the
-101 requests.
+101 requests; a core test of a probe that does not pass.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Row:
     programs: dict[str, int] = field(default_factory=dict)
     """Verified instructions of "rung: program"."""
     runs: dict[str, dict] = field(default_factory=dict)
+    tests: dict[str, str] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
 
 
@@ -58,6 +59,8 @@ def tried(kernel, golden):
             before = {name: each[kernel.name] for name, each in golden.items() if kernel.name in each}
             row.complaints += changes(row.programs, before)
         row.complaints += [complaint for run in found["runs"] if (complaint := failure(run))]
+        row.tests = found["tests"]
+        row.complaints += refusals(row.tests)
     row.seconds = time.monotonic() - start_s
     say(f"{kernel.name}: {'; '.join(row.complaints) or 'green'}")
     return row
@@ -87,17 +90,27 @@ def failure(run):
     return ""
 
 
+def refusals(tests):
+    """Core tests that say no, or none at all."""
+    if not tests:
+        yield "no test is marked vm"
+    for name, outcome in tests.items():
+        if not outcome.startswith(("passed", "without: ")):
+            yield f"{name}: {outcome}"
+
+
 # ---- tables -------------------------------------------------------------------------------------
 
 
 def matrix(rows):
-    yield ["kernel", "release", "programs", *RUNGS.values(), "seconds", ""]
+    yield ["kernel", "release", "programs", *RUNGS.values(), "core tests", "seconds", ""]
     for row in rows:
         yield [
             row.kernel.name,
             row.release or "-",
             str(len(row.programs)),
             *(cell(row, rung) for rung in RUNGS),
+            f"{list(row.tests.values()).count('passed')} of {len(row.tests)}",
             f"{row.seconds:.0f}",
             "RED" if row.complaints else "green",
         ]
@@ -175,7 +188,7 @@ def main():
         parser.error(f"no kernel {', '.join(sorted(unknown))} in tests/vm/kernels.txt; there are {', '.join(known)}")
 
     kernels = [known[name] for name in args.names or known]
-    golden = read_golden()
+    golden, start_s = read_golden(), time.monotonic()
     with alone(), ThreadPoolExecutor(AT_A_TIME) as pool:
         done = as_completed([pool.submit(tried, kernel, None if args.golden else golden) for kernel in kernels])
         rows = sorted((each.result() for each in done), key=lambda row: kernels.index(row.kernel))
@@ -189,9 +202,14 @@ def main():
     print(f"{REQUESTS} requests by each rung: server spans + client spans\n\n{table(matrix(rows))}")
     print("verified instructions\n\n" + table(instructions(programs, [kernel.name for kernel in kernels])))
     for row in rows:
+        for name, outcome in row.tests.items():
+            if outcome.startswith("without: "):
+                print(f"{row.kernel.name}: {name}: {outcome}")
         for complaint in row.complaints:
             print(f"{row.kernel.name}: {complaint}")
-    return 1 if any(row.complaints for row in rows) else 0
+    red = sum(bool(row.complaints) for row in rows)
+    print(f"{len(rows) - red} of {len(rows)} kernels green, in {time.monotonic() - start_s:.0f} s")
+    return 1 if red else 0
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In the guest: load every BPF program, trace by every rung, print one line of JSON.
+"""In the guest: load every BPF program, trace by every rung, run the probes' core tests, print one line of JSON.
 
-python -m tests.vm.guest RUNG,RUNG...
+python -m tests.vm.guest KERNEL RUNG,RUNG...
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
 import platform
 import re
 import signal
@@ -17,16 +18,19 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
 from otelbpf.capture import LADDER, Capture
 from otelbpf.errors import LoadError
 from otelbpf.native._shim import ffi
-from otelbpf.native.object import Object
+from otelbpf.native.object import OBJECTS, Object
 from tests.e2e import otlp_json
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REQUESTS = 101
 PORT = 8080
 LOG_BYTES = 1 << 20
+OLD = "-old"  # bpf/compat.bpf.h
 LOG_STATS = 4  # BPF_LOG_STATS in include/linux/bpf_verifier.h
 PROG_KPROBE, TRACE_FENTRY, TRACE_FEXIT = "2", "24", "25"  # include/uapi/linux/bpf.h
 CLIENT = f"""
@@ -90,13 +94,13 @@ class Verdicts:
 
 
 def verified(lib):
-    """Load what the agent would load, with its constants; "object or rung: program" -> instructions."""
+    """Load what the agent would load; "stem or rung: program" -> instructions."""
+    return {**in_rungs(lib), **in_objects(lib)}
+
+
+def in_rungs(lib):
+    """The exchange object's programs belong together, with constants of their rung."""
     found = {}
-    verdicts = Verdicts(lib)
-    with Object("process") as obj:
-        verdicts.listen(obj)
-        obj.load()
-        found |= {f"process: {name}": n for name, n in verdicts.instructions().items()}
     for rung in LADDER:
         if any(name.startswith(f"{rung.name}: ") for name in found):
             continue  # its twin for old kernels is not needed here
@@ -107,6 +111,36 @@ def verified(lib):
             say(f"{rung.title}: {e}")
         else:
             found |= {f"{rung.name}: {name}": n for name, n in verdicts.instructions().items()}
+    return found
+
+
+def stems():
+    """Every other object: of process, and of every probe. A twin for old kernels is no object of its own."""
+    names = {path.name.removesuffix(".bpf.o") for path in OBJECTS.glob("*.bpf.o")}
+    return sorted(name for name in names - {rung.stem for rung in LADDER} if not name.endswith(OLD))
+
+
+def in_objects(lib):
+    """Each program by itself: which of them a kernel takes is the probe's to choose from."""
+    found = {}
+    for stem in stems():
+        with Object(stem) as obj:
+            programs = obj.programs()
+        for program in programs:
+            for name in (stem, f"{stem}{OLD}"):
+                if not (OBJECTS / f"{name}.bpf.o").exists():
+                    continue
+                verdicts = Verdicts(lib)
+                try:
+                    with Object(name) as obj:
+                        obj.only([program])
+                        verdicts.listen(obj)
+                        obj.load()
+                except LoadError as e:
+                    say(f"{name}: {program}: {e}")
+                else:
+                    found |= {f"{stem}: {program}": n for n in verdicts.instructions().values()}
+                    break
     return found
 
 
@@ -168,13 +202,51 @@ def trace(rung, capture, server):
     return found
 
 
+# ---- the probes' core tests ---------------------------------------------------------------------
+
+
+class Outcomes:
+    """A plugin of pytest: what became of each test."""
+
+    def __init__(self, kernel):
+        self.kernel, self.found = kernel, {}
+
+    @pytest.hookimpl(trylast=True)  # after -m
+    def pytest_collection_modifyitems(self, config, items):
+        for item in items:
+            reason = item.get_closest_marker("vm").kwargs.get("without", {}).get(self.kernel)
+            if reason:
+                self.found[item.nodeid] = f"without: {reason}"
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in self.found])
+        items[:] = [item for item in items if item.nodeid not in self.found]
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" or report.outcome != "passed":
+            why = report.longrepr[2] if report.skipped else str(report.longrepr).splitlines()[-1]
+            self.found[report.nodeid] = "passed" if report.passed else f"{report.outcome}: {why}"
+
+
+def core_tests(kernel):
+    """Run what is marked `vm`; test -> "passed", "without: why", or what went wrong."""
+    files = [str(path) for path in (ROOT / "tests").rglob("test_*.py") if "@pytest.mark.vm" in path.read_text()]
+    outcomes = Outcomes(kernel)
+    status = pytest.main(["-m", "vm", "-p", "no:cacheprovider", "--tb=short", "--color=no", *files], plugins=[outcomes])
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        outcomes.found["pytest"] = f"failed: it ended with {status}"
+    return outcomes.found
+
+
 def main():
+    kernel, rungs = sys.argv[1:]
+    result = os.dup(1)
+    os.dup2(2, 1)  # pytest talks
     programs = verified(libbpf())
     server = pinned([str(ROOT / "tests" / "apps" / "http_server.py"), str(PORT), "HTTP/1.1"], 0)
     # the first is the best, so it must be the one that the agent chooses itself
-    first, *others = sys.argv[1].split(",")
+    first, *others = rungs.split(",")
     runs = [trace(first, "", server), *(trace(rung, rung, server) for rung in others)]
-    print(json.dumps({"release": platform.release(), "programs": programs, "runs": runs}))
+    found = {"release": platform.release(), "programs": programs, "runs": runs, "tests": core_tests(kernel)}
+    os.write(result, json.dumps(found).encode())
 
 
 if __name__ == "__main__":

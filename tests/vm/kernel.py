@@ -159,7 +159,9 @@ def boot(kernel):
         command += ["-serial", f"file:{console}", "-serial", f"file:{result}"]
         command += ["-kernel", str(next((kernel.folder / "files").rglob("vmlinuz*")))]
         command += ["-initrd", str(kernel.folder / "initrd"), "-append"]
-        command += [f"{KERNEL_OPTIONS} otelbpf.root={ROOT} otelbpf.rungs={','.join(kernel.rungs)}"]
+        command += [
+            f"{KERNEL_OPTIONS} otelbpf.root={ROOT} otelbpf.kernel={kernel.name} otelbpf.rungs={','.join(kernel.rungs)}"
+        ]
         try:
             done = subprocess.run(command, timeout=BOOT_S, check=False, capture_output=True, text=True)
         except subprocess.TimeoutExpired:
@@ -204,7 +206,7 @@ def _initrd(kernel):
     files = {"init": (HERE / "init").read_bytes(), "bin/busybox": BUSYBOX.read_bytes()}
     files |= {f"modules/{name}": data for name, data in modules.items()}
     files["modules/order"] = "".join(f"{name}\n" for name in modules).encode()
-    folders = ("bin", "dev", "host", "modules", "own", "proc", "root", "sys")
+    folders = ("bin", "dev", "host", "lower", "modules", "own", "proc", "sys")
     entries = [_cpio(name, 0o040755, b"") for name in folders]
     entries += [_cpio(name, 0o100755, data) for name, data in files.items()]
     return b"".join([*entries, _cpio("TRAILER!!!", 0, b"")])

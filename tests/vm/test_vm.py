@@ -8,6 +8,7 @@ import pytest
 from otelbpf.capture import LADDER, NAMES
 from otelbpf.native.object import Object
 from tests.vm import __main__ as matrix
+from tests.vm import guest
 from tests.vm import kernel as vm
 
 GREEN = {
@@ -30,8 +31,10 @@ def test_each_kernel_is_listed_once_with_rungs_from_the_ladder():
 
 
 def test_every_program_that_the_agent_may_load_is_recorded():
-    with Object("process") as obj:
-        wanted = {f"process: {name}" for name in obj.programs()}
+    wanted = set()
+    for stem in guest.stems():
+        with Object(stem) as obj:
+            wanted |= {f"{stem}: {name}" for name in obj.programs()}
     wanted |= {f"{rung.name}: {hook}" for rung in LADDER for hook in (*rung.hooks, *rung.sendpage)}
     missing = wanted - matrix.read_golden().keys()
     assert not missing, f"tests/golden/insns.txt is stale; run ./dev vm --golden: {missing}"
@@ -87,11 +90,26 @@ def test_a_run_is_red_when_it_is_not_the_rung_or_not_all_spans(run, said):
 
 def test_the_table_says_what_each_rung_found():
     kernel = vm.Kernel("7.0", "sid", "linux-image", ("fentry", "kprobe"))
-    row = matrix.Row(kernel, 61.2, "7.0.1", {"fentry: a": 5}, {"fentry": GREEN}, ["kprobe: not there"])
+    tests = {"a": "passed", "b": "without: no cookies"}
+    row = matrix.Row(kernel, 61.2, "7.0.1", {"fentry: a": 5}, {"fentry": GREEN}, tests, ["kprobe: not there"])
     assert matrix.table(matrix.matrix([row])).splitlines() == [
-        "kernel  release  programs  A tracepoint  B fentry  C kprobe      seconds",
-        "7.0     7.0.1    1         no such hook  101+101   not attached  61       RED",
+        "kernel  release  programs  A tracepoint  B fentry  C kprobe      core tests  seconds",
+        "7.0     7.0.1    1         no such hook  101+101   not attached  1 of 2      61       RED",
     ]
+
+
+def test_every_core_test_passes_or_is_left_out_for_a_reason():
+    assert list(matrix.refusals({})) == ["no test is marked vm"]
+    assert not list(matrix.refusals({"a": "passed", "b": "without: no cookies"}))
+    assert list(matrix.refusals({"a": "skipped: x", "b": "failed: y"})) == ["a: skipped: x", "b: failed: y"]
+
+
+def test_the_readme_has_the_table_of_a_green_run():
+    rows = [
+        matrix.Row(kernel, runs={rung: GREEN | {"in_use": rung} for rung in kernel.rungs}) for kernel in vm.kernels()
+    ]
+    table = [f"| {row.kernel.name} | {' | '.join(matrix.cell(row, rung) for rung in matrix.RUNGS)} |" for row in rows]
+    assert "\n".join(table) in (vm.ROOT / "README.md").read_text()
 
 
 def test_a_module_comes_after_those_that_it_needs(tmp_path):
