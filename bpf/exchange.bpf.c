@@ -427,6 +427,12 @@ static __always_inline enum message sniff(const struct buffer *b, __u64 n)
 	return SOME_REQUEST;
 }
 
+/* *n* bytes, the first that this side sends in the exchange, were just queued. */
+static __always_inline void note_first_sent(struct exchange_event *e, struct sock *sk, __u64 n)
+{
+	e->send_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq) - (__u32)n;
+}
+
 static __always_inline bool request_direction(__u8 role, enum direction way)
 {
 	return (role == EXCHANGE_SERVER) == (way == RECV);
@@ -531,8 +537,11 @@ static __always_inline void on_data(struct sock *sk, struct connection *c, const
 	if (request_direction(c->role, way)) {
 		if (c->state == RESPONSE)
 			finish(c, EXCHANGE_NEXT);
-		if (c->state == IDLE)
+		if (c->state == IDLE) {
 			begin(c, now, c->role);
+			if (way == SEND)
+				note_first_sent(e, sk, n);
+		}
 		capture(c, b, n, false);
 		e->request_bytes += n;
 		e->request_ns = now;
@@ -542,6 +551,8 @@ static __always_inline void on_data(struct sock *sk, struct connection *c, const
 		if (c->state == REQUEST) {
 			c->state = RESPONSE;
 			e->first_ns = now;
+			if (way == SEND)
+				note_first_sent(e, sk, n);
 			if (c->open_tid && c->open_tid != (__u32)bpf_get_current_pid_tgid())
 				note_hand_over(e->pid);
 			end_of_work(c);

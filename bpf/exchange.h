@@ -55,7 +55,9 @@ struct exchange_event {
 	__u32 pid;
 	__u32 tid;
 	__u32 response_sends; /* socket calls that carried the response */
-	__u16 local_port;     /* host byte order */
+	__u32 send_seq;   /* TCP sequence number of this side's first byte: a client's request, a
+			     server's response */
+	__u16 local_port; /* host byte order */
 	__u16 peer_port;
 	__u16 request_len;
 	__u16 response_len;
@@ -63,7 +65,7 @@ struct exchange_event {
 	__u8 role;
 	__u8 reason;
 	__u8 flags;
-	__u8 _pad[7];
+	__u8 _pad[3];
 	__u8 local_addr[16]; /* IPv6, or IPv4-mapped IPv6 */
 	__u8 peer_addr[16];
 };

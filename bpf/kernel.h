@@ -131,6 +131,7 @@ struct tcp_sock {
 	__u64 bytes_sent;
 	__u32 rcv_nxt;
 	__u32 copied_seq;
+	__u32 write_seq;
 };
 
 struct signal_struct {

@@ -25,14 +25,18 @@ TOLD = np.dtype(
         ("cookie", np.uint64),
         ("number", np.uint32),
         ("flags", np.uint32),
+        ("send_seq", np.uint32),
+        ("sent", np.uint32),
         ("start_ns", np.uint64),
         ("end_ns", np.uint64),
         ("trace_id", "V16"),
         ("span_id", "V8"),
+        ("role", np.uint8),
     ]
 )
 """An exchange that was told. Times are CLOCK_MONOTONIC, flags OTLP Span.flags, and span_id is the parent for what
-happened during the exchange: our span, or the one of the SDK that owns it."""
+happened during the exchange: our span, or the one of the SDK that owns it. This side sent the `sent` bytes that begin
+at TCP sequence number `send_seq`: the request of a client, the response of a server (`role`, enum exchange_role)."""
 
 
 class Exchanges:

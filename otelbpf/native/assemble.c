@@ -520,6 +520,14 @@ static uint16_t error_of(const struct exchange_event *e, const struct message *m
 	return e->error;
 }
 
+/* What is longer than TCP's sequence space cannot be told by its numbers. */
+static uint32_t bytes_sent(const struct exchange_event *e)
+{
+	uint64_t sent = e->role == EXCHANGE_CLIENT ? e->request_bytes : e->response_bytes;
+
+	return sent < INT32_MAX ? (uint32_t)sent : INT32_MAX;
+}
+
 static void add_row(otb_http *h, const struct exchange_event *e, uint32_t last_number,
 		    const struct message *m, enum completeness end)
 {
@@ -557,6 +565,9 @@ static void add_row(otb_http *h, const struct exchange_event *e, uint32_t last_n
 	row->cookie = e->cookie;
 	row->number = e->number;
 	row->parts = (uint16_t)(last_number - e->number + 1);
+	row->role = e->role;
+	row->send_seq = e->send_seq;
+	row->sent = bytes_sent(e);
 	row->start_ns = e->start_ns;
 	row->end_ns = e->end_ns;
 	row->first_ns = e->first_ns;
@@ -682,8 +693,11 @@ static void update_held(struct held *p, const struct exchange_event *e, const ui
 	all->end_ns = e->end_ns;
 	all->error = e->error;
 	all->reason = e->reason;
-	if (!all->first_ns)
+	if (!all->first_ns) {
 		all->first_ns = e->first_ns;
+		if (e->role == EXCHANGE_SERVER)
+			all->send_seq = e->send_seq;
+	}
 }
 
 /* What the pairing took for a new exchange is the rest of the held one's request, and its answer. */
@@ -705,7 +719,7 @@ static void merge_held(otb_http *h, struct held *p, const struct exchange_event 
 	if (interim(&m) || !all->response_len) {
 		p->base_response = 0;
 		p->base_sends = 0;
-		all->first_ns = e.first_ns;
+		all->first_ns = 0; /* of the answer, not of what was before it */
 	} else {
 		p->base_response = all->response_bytes;
 		p->base_sends = all->response_sends;

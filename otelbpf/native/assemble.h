@@ -56,8 +56,12 @@ struct http_row {
 	uint32_t flags; /* OTLP Span.flags */
 	uint32_t shape; /* index, from 0 */
 	uint32_t number;
+	uint32_t send_seq; /* TCP sequence number of the first byte that this side sent */
+	uint32_t sent; /* bytes from there on; those of a client's request or a server's response */
 	uint16_t parts; /* numbers that the kernel gave it, from *number* on */
 	uint16_t peer_port;
+	uint8_t role; /* enum exchange_role */
+	uint8_t _pad[3];
 };
 
 /*

@@ -913,6 +913,32 @@ def test_what_happens_during_an_exchange_finds_its_span(app, trace, connect):
         assert told(seen, cookie, 4) is None
 
 
+def test_an_exchange_knows_where_in_the_stream_its_bytes_are(app, trace, connect):
+    sizes = (2, 70_000, 300)
+    server = app(
+        LISTEN
+        + TELL_COOKIE
+        + f"""
+    for size in {sizes}:
+        head(c), c.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %05d\\r\\n\\r\\n" % size), c.sendall(bytes(size))
+listen(serve)
+"""
+    )
+    with trace(server) as seen:
+        seen.host.exchanges.wanted = True
+        with dial(connect(server)) as c:
+            cookie = int(server.line())
+            for _ in sizes:
+                c.sendall(GET)
+                answer(c)
+            seen.until(3)
+        rows = [told(seen, cookie, number) for number in (1, 2, 3)]
+    head = len(b"HTTP/1.1 200 OK\r\nContent-Length: 00000\r\n\r\n")
+    assert [row["sent"] for row in rows] == [head + size for size in sizes]
+    for row, after in zip(rows, rows[1:], strict=False):
+        assert (int(row["send_seq"]) + int(row["sent"])) % 2**32 == after["send_seq"]
+
+
 def test_what_the_kernel_cut_finds_the_one_span(app, trace, connect):
     server = app(
         LISTEN
