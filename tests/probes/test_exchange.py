@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import struct
@@ -935,7 +936,7 @@ listen(serve)
         rows = [told(seen, cookie, number) for number in (1, 2, 3)]
     head = len(b"HTTP/1.1 200 OK\r\nContent-Length: 00000\r\n\r\n")
     assert [row["sent"] for row in rows] == [head + size for size in sizes]
-    for row, after in zip(rows, rows[1:], strict=False):
+    for row, after in itertools.pairwise(rows):
         assert (int(row["send_seq"]) + int(row["sent"])) % 2**32 == after["send_seq"]
 
 
