@@ -202,7 +202,7 @@ static __always_inline __u32 announce(__u64 cookie)
 static __always_inline void end_of_work(struct connection *c)
 {
 	if (c->open_tid)
-		thread_exchange_end(c->open_tid, c->event.cookie);
+		thread_exchange_end(c->open_tid, c->event.cookie, c->event.number);
 	c->open_tid = 0;
 }
 
@@ -335,7 +335,7 @@ static __always_inline void begin_work(struct connection *c)
 			announce(t->cookies);
 		c->crowded = 1;
 	}
-	thread_exchange_begin(t, e->tid, e->cookie);
+	thread_exchange_begin(t, e->tid, e->cookie, e->number);
 	c->open_tid = e->tid;
 }
 
@@ -355,7 +355,7 @@ static __always_inline void find_parent(struct exchange_event *e)
 	if (!t)
 		return;
 	t->asks = 1;
-	if (t->open != 1 || t->many || bpf_map_lookup_elem(&handing_over, &e->pid))
+	if (!thread_exchange_proven(t, e->pid))
 		return;
 	e->parent_number = announce(t->cookies);
 	if (e->parent_number)

@@ -17,10 +17,12 @@
  */
 struct thread_exchanges {
 	__u64 cookies; /* xor of the open ones */
+	__u32 numbers; /* likewise: with its cookie, names an exchange */
 	__u32 open;
 	__u16 asks; /* the thread has sent requests of its own */
 	__u16 many; /* it has had several open at once: what it does is no longer one exchange's for
 		       sure */
+	__u32 _pad;
 };
 
 struct {
@@ -48,21 +50,22 @@ static __always_inline struct thread_exchanges *thread_exchanges_of(__u32 tid)
 
 /* *t* is what thread_exchanges_of() found. */
 static __always_inline void thread_exchange_begin(struct thread_exchanges *t, __u32 tid,
-						  __u64 cookie)
+						  __u64 cookie, __u32 number)
 {
 	if (t) {
 		if (t->open)
 			t->many = 1;
 		ATOMIC_XOR(&t->cookies, cookie);
+		ATOMIC_XOR(&t->numbers, number);
 		__sync_fetch_and_add(&t->open, 1);
 	} else {
-		struct thread_exchanges first = { .cookies = cookie, .open = 1 };
+		struct thread_exchanges first = { .cookies = cookie, .numbers = number, .open = 1 };
 
 		bpf_map_update_elem(&thread_exchanges, &tid, &first, BPF_ANY);
 	}
 }
 
-static __always_inline void thread_exchange_end(__u32 tid, __u64 cookie)
+static __always_inline void thread_exchange_end(__u32 tid, __u64 cookie, __u32 number)
 {
 	struct thread_exchanges *t = thread_exchanges_of(tid);
 
@@ -70,5 +73,16 @@ static __always_inline void thread_exchange_end(__u32 tid, __u64 cookie)
 	if (!t || !t->open || (t->open == 1 && t->cookies != cookie))
 		return;
 	ATOMIC_XOR(&t->cookies, cookie);
+	ATOMIC_XOR(&t->numbers, number);
 	__sync_fetch_and_add(&t->open, -1);
+}
+
+/*
+ * The one inbound exchange that what this thread does now belongs to; of
+ * several, and where threads prove nothing, none. *t* is what
+ * thread_exchanges_of() found.
+ */
+static __always_inline bool thread_exchange_proven(const struct thread_exchanges *t, __u32 pid)
+{
+	return t && t->open == 1 && !t->many && !bpf_map_lookup_elem(&handing_over, &pid);
 }

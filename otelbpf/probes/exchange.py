@@ -53,7 +53,7 @@ def prepare(obj: Object, config: ExchangeConfig, context: Context) -> None:
     obj.set_max_entries("exchange_events", config.ring_bytes)
     for each in ("connections", "socket_ids"):
         obj.set_max_entries(each, config.max_connections)
-    for shared in ("targets", "ports", "thread_exchanges"):
+    for shared in ("targets", "ports", "thread_exchanges", "handing_over"):
         obj.share_map(shared, context.kernel)
 
 
