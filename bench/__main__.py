@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import agent, calls, stages, throughput
+from bench import agent, calls, routes, stages, throughput
 from bench.load import CPUS, ROOT, BenchError, idle_s
 from otelbpf import __version__
 from otelbpf.errors import OtelBpfError
 from otelbpf.native.object import libbpf_version
 
-SECTIONS = {"throughput": throughput, "calls": calls, "stages": stages, "agent": agent}
+SECTIONS = {"throughput": throughput, "calls": calls, "stages": stages, "routes": routes, "agent": agent}
 PAGE = ROOT / "docs" / "benchmarks.md"
 HEAD = """\
 # Benchmarks
@@ -39,8 +39,8 @@ def main() -> int:
     names = args.only or list(SECTIONS)
     if args.write and (args.only or args.quick):
         parser.error("--write: wants a whole run, without --quick and --only")
-    if os.geteuid() and names != ["stages"]:
-        parser.error("all sections but stages load BPF programs: run sudo ./dev bench, or --only stages")
+    if os.geteuid() and not {*names} <= {"stages", "routes"}:
+        parser.error("sections but stages and routes load BPF programs: run sudo ./dev bench, or --only stages")
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything started is stopped
     facts = [*machine(), f"- others used {others():.2f} CPUs when it began"]

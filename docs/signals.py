@@ -75,7 +75,9 @@ SPANS: Mapping[str, Said] = {
     "http.request.method_original": Said(CONDITIONALLY, "the request line", "the method is `_OTHER`"),
     "http.response.status_code": Said(CONDITIONALLY, "the status line", "there was an answer"),
     "http.route": Said(
-        CONDITIONALLY, "the first of the patterns that matches", "one of `probes.exchange.routes` matches the path"
+        CONDITIONALLY,
+        "the first pattern of `probes.exchange.routes` that matches; else learned from the service's paths",
+        "a pattern matches, or the path's route is clear",
     ),
     "network.peer.address": Said(RECOMMENDED, "the socket"),
     "network.peer.port": Said(RECOMMENDED, "the socket"),

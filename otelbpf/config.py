@@ -355,7 +355,7 @@ def _typed(want: Any, value: Any, where: str) -> Any:
     """Return *value* as the field's type has it, or refuse it."""
     kind, of = get_origin(want), get_args(want)
     if kind is UnionType:  # X | None
-        return None if value is None else _typed(of[0], value, where)
+        return None if value is None or value is False else _typed(of[0], value, where)  # YAML's "off" is false
     if kind in (tuple, list) and isinstance(value, list):
         return kind(_typed(of[0], each, where) for each in value)
     if kind is Mapping:  # of headers, which may be secret: never shown

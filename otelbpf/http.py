@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,12 +25,17 @@ from otelbpf.protocols.http1 import (
     Known,
     Role,
     describe,
+    service,
 )
 from otelbpf.protocols.routes import Routes
 
 SCOPE = Scope("otelbpf.http", __version__)
 OMITTED = ("sdk", "unsampled")
 SAMPLED = 1
+AGAIN_S = 0.1
+"""Between two times that shapes without a route are asked for again,"""
+AGAIN = 64
+"""and how many of them then: 5 us each."""
 
 
 class Meter:
@@ -62,6 +68,8 @@ class HttpMapping:
     def __init__(self, context: Context, routes: Sequence[str], *, url_query: bool) -> None:
         self.context = context
         self.routes = Routes(routes)
+        self.ask_s = 0.0
+        self.asked = 0
         self.omitted = dict.fromkeys(OMITTED, 0)
         self.meters = {role: Meter(role.name.lower(), context.max_series, context) for role in Role}
         self.assembler = Assembler(self._restart, keep_query=url_query)
@@ -95,6 +103,7 @@ class HttpMapping:
         self.role = np.empty(0, np.uint8)
         self.series = np.empty(0, np.int64)
         self.foreign = np.empty(0, np.bool_)
+        self.nameless = np.empty(0, np.bool_)
         self.outside: dict[int, list[bytes]] = {}
         self.resource = np.empty(0, np.object_)
 
@@ -103,12 +112,13 @@ class HttpMapping:
         new = self.assembler.shapes(len(self.shapes))
         if not new:
             return
-        roles, series, foreign = [], [], []
+        roles, series, foreign, nameless = [], [], [], []
         for shape in new:
-            described = describe(shape, self.assembler.string, self.context.resource, self.routes, self.known)
+            described = self._describe(shape)
             roles.append(described.role)
             series.append(self._series_of(described))
             foreign.append(described.foreign)
+            nameless.append(self._is_nameless(described))
             if described.foreign and (ids := self.context.outside_contexts(shape.pid, shape.process_start_ns)):
                 self.outside[len(self.shapes)] = sorted(ids)
             self.shapes.append(described.span)
@@ -116,6 +126,29 @@ class HttpMapping:
         self.role = np.concatenate([self.role, np.array(roles, np.uint8)])
         self.series = np.concatenate([self.series, np.array(series, np.int64)])
         self.foreign = np.concatenate([self.foreign, np.array(foreign, np.bool_)])
+        self.nameless = np.concatenate([self.nameless, np.array(nameless, np.bool_)])
+
+    def _describe(self, shape: Any) -> Described:
+        return describe(shape, self.assembler.string, self.context.resource, self.routes, self.known)
+
+    def _is_nameless(self, described: Described) -> bool:
+        """Whether a route may still be learned."""
+        return self.routes.learns and described.role is Role.SERVER and "http.route" not in described.metric
+
+    def _ask_again(self, shape: NDArray[Any]) -> None:
+        """Ask for the routes of shapes that came again and have none; what counted so far stays where it is."""
+        if (now_s := time.monotonic()) < self.ask_s:
+            return
+        self.ask_s = now_s + AGAIN_S
+        self.routes.again()
+        present = np.unique(shape[self.nameless[shape]])
+        # In turn: most of those that never get one are never known to be such.
+        for i in np.roll(present, -int(np.searchsorted(present, self.asked, "right")))[:AGAIN].tolist():
+            self.asked = i
+            described = self._describe(self.assembler.shape(i))
+            self.shapes[i] = described.span
+            self.series[i] = self._series_of(described)
+            self.nameless[i] = self._is_nameless(described)
 
     def _series_of(self, described: Described) -> int:
         key = id(described.metric)  # one object for all shapes that differ in details only; self.known keeps it
@@ -128,8 +161,10 @@ class HttpMapping:
     def _batches(self, rows: NDArray[Any]) -> Iterator[SpanBatch]:
         if not len(rows):
             return
-        self._learn()
         shape = rows["shape"]
+        if self.routes.learns:
+            self._ask_again(shape[shape < len(self.shapes)])
+        self._learn()
         roles = self.role[shape]
         for role, meter in self.meters.items():
             mine = np.flatnonzero(roles == role)
@@ -200,6 +235,7 @@ class HttpMapping:
                 forgot = True
                 for histogram in meter.histograms:
                     histogram.move(moved)
+        self.routes.keep({service(each) for each in living})
         if forgot:
             self.assembler.forget()  # shapes know series by number
         return [each for each in points if len(each.resources)]

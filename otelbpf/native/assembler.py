@@ -67,6 +67,11 @@ class Assembler:
         first = lib.otb_http_shape(self._ptr, start)
         return list(map(Shape._make, np.frombuffer(ffi.buffer(first, count * SHAPE.itemsize), SHAPE).tolist()))
 
+    def shape(self, index: int) -> Any:
+        """One shape, as `Shape`."""
+        first = lib.otb_http_shape(self._ptr, index)
+        return Shape._make(np.frombuffer(ffi.buffer(first, SHAPE.itemsize), SHAPE)[0].tolist())
+
     def string(self, string_id: int) -> bytes:
         """The bytes of an interned string; empty for id 0."""
         if not string_id:

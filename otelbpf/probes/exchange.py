@@ -13,7 +13,7 @@ from otelbpf.model import Points, SpanBatch
 from otelbpf.native._shim import ffi, lib
 from otelbpf.native.object import DRAIN_BYTES, Object, Ring
 from otelbpf.probe import Context, Probe, Tally
-from otelbpf.protocols.routes import Routes
+from otelbpf.protocols.routes import LEARNED, Routes
 
 UNCOVERED = ("tls", "http2", "upgrade", "pipelined", "unknown")
 IDLE_NS = 20_000_000
@@ -26,8 +26,9 @@ MAX_CONNECTIONS = 1 << 22
 class ExchangeConfig:
     url_query: bool = False
     """Record the query of request targets (url.query, and in url.full). It may hold secrets."""
-    routes: list[str] = field(default_factory=list)
-    """Patterns for http.route, first match first: /users/{id}, /static/*."""
+    routes: list[str] | None = field(default_factory=lambda: [LEARNED])
+    """What http.route may be: patterns, first match first, such as /users/{id} or /static/*; and, as the last of
+    them, learned: found out from the paths of requests. off: there is none."""
     capture: str = "auto"
     """How bytes are found: tracepoint, fentry, kprobe; or auto, the first of these that this kernel allows."""
     max_connections: int = 16384
@@ -36,7 +37,7 @@ class ExchangeConfig:
     """Ring buffer between kernel and agent; a power of two."""
 
     def __post_init__(self) -> None:
-        Routes(self.routes)
+        Routes(self.routes or ())
         if self.capture not in ("auto", *NAMES):
             raise ValueError(f"capture: want auto or one of {', '.join(NAMES)}, got {self.capture!r}")
         if self.ring_bytes < MIN_RING_BYTES or self.ring_bytes & (self.ring_bytes - 1):
@@ -62,7 +63,7 @@ class Exchange:
 
     def __init__(self, config: ExchangeConfig, context: Context) -> None:
         self.context, self.generation = context, context.generation
-        self.http = HttpMapping(context, config.routes, url_query=config.url_query)
+        self.http = HttpMapping(context, config.routes or (), url_query=config.url_query)
         constants = {**context.constants, "exchange_events_high": config.ring_bytes // 2}
         self.capture = Capture(config.capture, constants, lambda obj: prepare(obj, config, context))
         self.object = self.capture.object

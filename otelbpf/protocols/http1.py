@@ -74,12 +74,16 @@ def describe(
         known: Kept by the caller for as long as *string*'s ids hold.
     """
     path, peer = _text(string(shape.path)), address(string(shape.peer_addr))
-    route = routes.match(path) if shape.role == Role.SERVER else ""
+    who, route = resource(shape.pid, shape.process_start_ns), ""
+    if shape.role == Role.SERVER:
+        # A path that was answered with a client's error may not exist; without an answer nothing is known of it.
+        learn = bool(shape.status) and not CLIENT_ERROR <= shape.status < SERVER_ERROR
+        route = routes.match(service(who), path, learn=learn)
     # A client's peer names the server when no Host header does.
     key = (*shape[:1], *shape[5:], route, 0 if shape.host else shape.peer_addr)
     common = known.get(key)
     if common is None:
-        common = known[key] = _common(shape, string, resource(shape.pid, shape.process_start_ns), route)
+        common = known[key] = _common(shape, string, who, route)
 
     query = _text(string(shape.query))
     details: dict[str, Value] = {"network.peer.address": peer}
@@ -92,6 +96,12 @@ def describe(
     else:
         details["url.full"] = common.origin + (path if path.startswith("/") else "") + (f"?{query}" if query else "")
     return Described(common.span.having(details), *common[1:])
+
+
+def service(resource: Resource) -> str:
+    """What a process's routes are learned with: other processes of the same service."""
+    name, namespace = (str(resource.attributes.get(f"service.{each}", "")) for each in ("name", "namespace"))
+    return f"{namespace}/{name}"
 
 
 def _common(shape: Any, string: Callable[[int], bytes], resource: Resource, route: str) -> Described:

@@ -77,7 +77,7 @@ def test_every_request_to_a_server_is_a_span_and_a_count(server, keep_alive, age
 
     spans = collector.spans()
     assert len(spans) == REQUESTS
-    assert summary(spans) == {(Kind.SERVER, "GET", 200, Status.UNSET)}
+    assert summary(spans) == {(Kind.SERVER, "GET /hello", 200, Status.UNSET)}
     assert {span.resource["service.name"] for span in spans} == {server.service}
     assert len({span.span_id for span in spans}) == REQUESTS
     assert total(collector.metrics(), "http.server.request.duration") == REQUESTS
@@ -149,11 +149,16 @@ def test_attributes_of_a_server_span(server, agent, collector):
         "network.peer.address": "127.0.0.1",
         "network.peer.port": client_port,
     }
-    for span, path, status in ((item, "/items/7", 200), (fail, "/fail", 500), (missing, "/missing", 404)):
+    for span, path, status, route in (
+        (item, "/items/7", 200, "/items/{id}"),
+        (fail, "/fail", 500, "/fail"),
+        (missing, "/missing", 404, ""),  # what does not exist teaches nothing
+    ):
         expected = {**common, "url.path": path, "http.response.status_code": status}
         assert expected.items() <= span.attributes.items()
         assert "url.query" not in span.attributes
-        assert (span.name, span.kind, span.scope) == ("GET", Kind.SERVER, "otelbpf.http")
+        assert (span.name, span.kind, span.scope) == (f"GET {route}".strip(), Kind.SERVER, "otelbpf.http")
+        assert span.attributes.get("http.route", "") == route
         assert (span.resource["service.name"], span.resource["process.pid"]) == (server.service, server.pid)
         assert 0 < span.start_ns < span.end_ns < time.time_ns()
     assert (fail.status, fail.attributes["error.type"]) == (Status.ERROR, "500")
@@ -198,7 +203,7 @@ def test_a_stream_is_one_span_as_long_as_it_took(server, agent, collector):
     assert spans.keys() == {"/stream", "/sse", "/slow", "/echo"}
     for path in ("/stream", "/sse", "/slow"):
         assert spans[path].end_ns - spans[path].start_ns >= 600_000_000
-    assert (spans["/echo"].name, spans["/echo"].attributes["http.request.method"]) == ("POST", "POST")
+    assert (spans["/echo"].name, spans["/echo"].attributes["http.request.method"]) == ("POST /echo", "POST")
     assert total(collector.metrics(), "http.server.request.duration") == 4
 
 
@@ -300,7 +305,7 @@ def test_file_output_of_a_command(tmp_path):
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("127.0.0.1", port))
     (span,) = otlp_json.spans(file)
-    assert (span.kind, span.name, span.status) == (Kind.SERVER, "GET", Status.UNSET)
+    assert (span.kind, span.name, span.status) == (Kind.SERVER, "GET /", Status.UNSET)
     assert (span.attributes["url.path"], span.attributes["http.response.status_code"]) == ("/", 200)
     assert span.resource["service.name"] == "http.server"
     assert total(otlp_json.points(file), "http.server.request.duration") == 1

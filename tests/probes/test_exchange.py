@@ -105,7 +105,7 @@ def test_each_keep_alive_request_becomes_one_server_span(app, trace, connect):
     assert {span.kind for span in spans} == {SERVER}
     assert len({span.span_id for span in spans}) == len({span.trace_id for span in spans}) == 23
     one = spans[0]
-    assert one.name == "GET"
+    assert one.name == "GET /hello"
     assert one.status == UNSET
     assert one.parent_id == ""
     assert one.start_ns < one.end_ns
@@ -115,6 +115,7 @@ def test_each_keep_alive_request_becomes_one_server_span(app, trace, connect):
     } == {
         "http.request.method": "GET",
         "http.response.status_code": 200,
+        "http.route": "/hello",
         "url.path": "/hello",
         "url.scheme": "http",
         "network.protocol.version": "1.1",
@@ -333,7 +334,7 @@ listen(serve)
         c.sendall(b"12345")
         answer(c)
         (span,) = seen.until(1)
-    assert (span.name, span["http.response.status_code"]) == ("POST", 201)
+    assert (span.name, span["http.response.status_code"]) == ("POST /up", 201)
     assert span.end_ns - span.start_ns > 0.2e9
 
 
@@ -399,7 +400,7 @@ listen(serve)
             c.sendall(body)
             answer(c)
         (span,) = seen.until(1)
-    assert span.name == "PUT"
+    assert span.name == "PUT /a"
 
 
 @pytest.mark.vm
@@ -488,7 +489,11 @@ def test_an_unknown_method_is_other(app, trace, connect):
     with trace(server) as seen:
         ask(connect(server), b"BREW /pot HTTP/1.1\r\nHost: a\r\n\r\n")
         (span,) = seen.until(1)
-    assert (span.name, span["http.request.method"], span["http.request.method_original"]) == ("HTTP", "_OTHER", "BREW")
+    assert (span.name, span["http.request.method"], span["http.request.method_original"]) == (
+        "HTTP /pot",
+        "_OTHER",
+        "BREW",
+    )
 
 
 @pytest.mark.parametrize("when", ["between requests", "before the answer", "in the middle of the answer"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otelbpf.protocols.routes import Routes
+from otelbpf.protocols.routes import LEARNED, MAX_SERVICES, Routes
 
 MATCHES = {
     "a literal": ("/users", "/users"),
@@ -42,21 +42,25 @@ DIFFERS = {
 
 @pytest.mark.parametrize(("pattern", "path"), MATCHES.values(), ids=MATCHES)
 def test_a_pattern_matches(pattern, path):
-    assert Routes([pattern]).match(path) == pattern
+    assert Routes([pattern]).match("shop", path) == pattern
 
 
 @pytest.mark.parametrize(("pattern", "path"), DIFFERS.values(), ids=DIFFERS)
 def test_a_pattern_does_not_match(pattern, path):
-    assert Routes([pattern]).match(path) == ""
+    assert Routes([pattern]).match("shop", path) == ""
 
 
 def test_the_first_that_matches_wins():
     routes = Routes(["/users/me", "/users/{id}", "/*"])
-    assert [routes.match(path) for path in ("/users/me", "/users/you", "/else")] == ["/users/me", "/users/{id}", "/*"]
+    assert [routes.match("shop", path) for path in ("/users/me", "/users/you", "/else")] == [
+        "/users/me",
+        "/users/{id}",
+        "/*",
+    ]
 
 
 def test_without_patterns_nothing_matches():
-    assert Routes([]).match("/") == ""
+    assert Routes([]).match("shop", "/") == ""
 
 
 REFUSED = {
@@ -81,12 +85,65 @@ def test_any_pattern_is_refused_or_matches_a_path_or_not(pattern, path):
         routes = Routes([pattern])
     except ValueError:
         return
-    assert routes.match(path) in {"", pattern}
+    assert routes.match("shop", path) in {"", pattern}
 
 
 def test_a_path_cannot_be_chosen_to_match_slowly():
     routes = Routes(["/" + "/".join(["{a}"] * 30) + "/end"])
     before = time.process_time()
-    assert routes.match("/" + "/".join(["x" * 100] * 300)) == ""
-    assert routes.match("/" * 10000) == ""
+    assert routes.match("shop", "/" + "/".join(["x"] * 200)) == ""
+    assert routes.match("shop", "/" * 500) == ""
     assert time.process_time() - before < 5  # a regex that goes back and forth would take years
+
+
+NAMES = [f"{word}{end}" for word in ("ann", "bob", "carl", "dora") for end in ("son", "smith", "berg", "ley")]
+
+# ---- learned -------------------------------------------------------------------------------------
+
+
+def test_patterns_come_before_what_is_learned():
+    routes = Routes(["/users/{name}", LEARNED])
+    assert routes.match("shop", "/users/42") == "/users/{name}"
+    assert routes.match("shop", "/orders/42") == "/orders/{id}"
+
+
+@pytest.mark.parametrize("wanted", [[], ["/users/{name}"]])
+def test_nothing_is_learned_unless_wanted(wanted):
+    assert Routes(wanted).match("shop", "/orders/42") == ""
+
+
+def test_learned_is_the_last():
+    with pytest.raises(ValueError, match="routes: 'learned' must be the last"):
+        Routes([LEARNED, "/users/{name}"])
+
+
+def test_each_service_learns_by_itself():
+    routes = Routes([LEARNED])
+    for name in NAMES:
+        routes.match("shop", f"/users/{name}")
+    assert routes.match("shop", "/users/zoe") == "/users/{id}"
+    assert routes.match("cart", "/users/zoe") == ""
+
+
+def test_how_many_ask_for_a_path_at_once_says_nothing():
+    routes = Routes([LEARNED])
+    assert {routes.match("shop", "/search/code") for _ in range(100)} == {""}
+    for _ in range(100):
+        routes.again()
+        found = routes.match("shop", "/search/code")
+    assert found == "/search/code"
+
+
+def test_a_path_that_may_be_cut_has_no_route():
+    assert Routes(["/*", LEARNED]).match("shop", "/a" * 256) == "/*"
+    assert Routes(["/*", LEARNED]).match("shop", "/a" * 256 + "/") == ""
+
+
+def test_services_that_are_gone_are_forgotten_when_there_are_many():
+    routes = Routes([LEARNED])
+    for i in range(MAX_SERVICES + 1):
+        for name in NAMES:
+            routes.match(f"shop{i}", f"/users/{name}")
+        routes.keep({"shop1"})
+    assert routes.match("shop0", "/users/zoe") == ""
+    assert routes.match("shop1", "/users/zoe") == "/users/{id}"
