@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from bench.load import BenchError
 from bench.report import Budget, Row, Table, spreads
 from otelbpf.agent import Agent
-from otelbpf.config import Config
+from otelbpf.config import Config, Sampling
 from otelbpf.correlate import Exchanges
 from otelbpf.http import HttpMapping
 from otelbpf.model import Points, Resource, SpanBatch
@@ -33,6 +33,7 @@ from otelbpf.probe import Tally
 RECORDS = 20_000  # more than the shapes that are remembered: unique paths are new in every pass
 CONNECTIONS = 8
 PID = 4711
+SEEDS = 1, 2
 REQUEST = (
     "GET /api/orders/{path:08} HTTP/1.1\r\nHost: shop.example:8080\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\n"
     "Accept: application/json\r\nAccept-Encoding: gzip, deflate\r\nConnection: keep-alive\r\n"
@@ -94,7 +95,7 @@ class Replayed:
         record = len(raw) // RECORDS
         self._step = DRAIN_BYTES // record * record
         self.context = Everything()
-        self._http = HttpMapping(self.context, (), url_query=False)
+        self._http = HttpMapping(self.context, (), SEEDS, url_query=False)
 
     def tick(self, *, last: bool) -> Iterator[SpanBatch]:
         for at in range(0, len(self._raw), self._step):
@@ -117,6 +118,7 @@ class Everything:
     kernel: Any = None
     constants: Mapping[str, int] = MappingProxyType({})
     max_series = 2000
+    samplers = (Sampling(),)
     generation = 0
 
     def __init__(self) -> None:
@@ -167,7 +169,7 @@ class Pipeline:
         self.output = Count()
         self.agent = Agent(Config(), Everything(), {"exchange": self.exchange}, [self.output])  # type: ignore[arg-type]
         self._raw = ffi.from_buffer("uint8_t[]", raw)
-        self._assembler = Assembler(lambda: None, keep_query=False)
+        self._assembler = Assembler(lambda: None, SEEDS, keep_query=False)
         self._encoder = SpanEncoder()
 
     def remembering(self) -> Self:

@@ -33,6 +33,7 @@ char LICENSE[] SEC("license") = "GPL";
 RING(exchange_events, 8 << 20);
 EVENT(exchange_event);
 EVENT(exchange_command);
+EVENT(exchange_sampler);
 
 __u64 exchange_untracked; /* requests on connections for which `connections` had no room */
 __u64 exchange_torn;      /* exchanges given up: two CPUs at once, see lock() */
@@ -381,8 +382,10 @@ static __always_inline void begin(struct connection *c, __u64 now, __u8 role)
 	e->response_bytes = 0;
 	e->request_tail = 0;
 	e->response_tail = 0;
-	if (e->pid != id >> 32) /* a connection that stays in one process pays for this once */
+	if (e->pid != id >> 32) { /* a connection that stays in one process pays for this once */
 		e->process_start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+		e->rule = rule_of(id >> 32);
+	}
 	e->parent_cookie = 0;
 	e->parent_number = 0;
 	e->pid = id >> 32;

@@ -27,8 +27,9 @@ enum exchange_reason {
 enum exchange_flags {
 	EXCHANGE_RESENT =
 		1, /* an IDLE record of this exchange went before; heads are not repeated */
-	EXCHANGE_FRESH = 2, /* the connection was seen from its first byte */
-	EXCHANGE_FAULT = 4, /* some of the captured bytes could not be read */
+	EXCHANGE_FRESH = 2,     /* the connection was seen from its first byte */
+	EXCHANGE_FAULT = 4,     /* some of the captured bytes could not be read */
+	EXCHANGE_UNSAMPLED = 8, /* its trace is not sampled: for the metrics only */
 };
 
 /*
@@ -62,12 +63,23 @@ struct exchange_event {
 	__u16 request_len;
 	__u16 response_len;
 	__u16 error; /* errno of the connection, or 0 */
+	__u16 rule;  /* what selected the process; 0: its port did */
 	__u8 role;
 	__u8 reason;
 	__u8 flags;
-	__u8 _pad[3];
+	__u8 _pad[1];
 	__u8 local_addr[16]; /* IPv6, or IPv4-mapped IPv6 */
 	__u8 peer_addr[16];
+};
+
+/* Which exchanges of one rule's processes become spans. */
+struct exchange_sampler {
+	__u64 threshold;   /* a trace is sampled when the last 56 bits of its id are this or more */
+	__u64 slower_ns;   /* sampled or not, longer ones do; 0: no */
+	__u8 parent_based; /* what has a parent does as its parent */
+	__u8 ratio;        /* threshold stands for a probability, which is told on */
+	__u8 keep_errors;  /* sampled or not, failed ones do */
+	__u8 _pad[5];
 };
 
 /* In and out of the programs that user space runs: sweep, ignore. */

@@ -33,6 +33,14 @@ static __always_inline bool pid_selected(__u32 pid)
 	return bpf_map_lookup_elem(&targets, &pid) && pid != agent_pid;
 }
 
+/* Of what selected it; 0: only a port of it is. */
+static __always_inline __u32 rule_of(__u32 pid)
+{
+	__u32 *rule = bpf_map_lookup_elem(&targets, &pid);
+
+	return rule ? *rule : 0;
+}
+
 /* Is this socket, used by this process, ours to look at? */
 static __always_inline bool sock_selected(__u32 pid, struct sock *sk)
 {

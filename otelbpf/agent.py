@@ -58,6 +58,7 @@ def run(config: Config, argv: Sequence[str] | None) -> int:
         host = stack.enter_context(Host(config.select.ports, config.metrics.max_series))
         outputs = [_open(where, config, stack) for where in config.outputs]
         host.stopping = stopping.is_set
+        host.samplers = (config.sampling,)
         pids = [*config.select.pids, *([command.pid] if command else [])]
         for pid in pids:
             host.select(pid)

@@ -19,6 +19,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
+from fractions import Fraction
 from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
@@ -116,6 +117,55 @@ class Metrics:
         _more_than_0(self, "interval_s", "max_series")
 
 
+SAMPLERS = tuple(
+    f"{based}{how}" for based in ("", "parentbased_") for how in ("always_on", "always_off", "traceidratio")
+)
+TRACE_BITS = 56
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Spans of traces that the sampler left out."""
+
+    errors: bool = False
+    """Keep those that failed: 5xx of a server, 4xx and 5xx to a client, connections that broke."""
+    slower_than_s: float = 0.0
+    """Keep those that took longer; 0: no matter how long."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.slower_than_s <= NO_LIMIT_S:
+            raise ValueError(f"slower_than_s: want 0 to {NO_LIMIT_S:.0f}, got {self.slower_than_s}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    sampler: str = "parentbased_always_on"
+    """Which traces become spans: always_on, always_off or traceidratio, alone or after parentbased_."""
+    ratio: float = 1.0
+    """Of the traces that traceidratio is asked about, 0 to 1. The metrics count every request."""
+    keep: Keep = field(default_factory=Keep)
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler: want one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        if not 0 <= self.ratio <= 1:
+            raise ValueError(f"ratio: want 0 to 1, got {self.ratio}")
+
+    @property
+    def parent_based(self) -> bool:
+        return self.sampler.startswith("parentbased_")
+
+    @property
+    def by_ratio(self) -> bool:
+        return self.sampler.endswith("traceidratio")
+
+    @property
+    def threshold(self) -> int:
+        """A trace is sampled when the last 56 bits of its id are this or more."""
+        share = self.ratio if self.by_ratio else float(self.sampler.endswith("on"))
+        return round((1 - Fraction(share)) * (1 << TRACE_BITS))
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     select: Select = field(default_factory=Select)
@@ -125,6 +175,7 @@ class Config:
     """How often what the kernel has collected is fetched."""
     export: Export = field(default_factory=Export)
     metrics: Metrics = field(default_factory=Metrics)
+    sampling: Sampling = field(default_factory=Sampling)
     probes: Mapping[str, Any] = field(default_factory=dict)
     """Every probe's own configuration, by the probe's name."""
 
@@ -179,7 +230,7 @@ def load(path: Path | None, environ: Mapping[str, str], probes: Mapping[str, typ
 
     Args:
         path: A YAML file, or None.
-        environ: Of it, OTEL_EXPORTER_OTLP_* and OTEL_METRIC_EXPORT_INTERVAL count.
+        environ: Of it, OTEL_EXPORTER_OTLP_*, OTEL_METRIC_EXPORT_INTERVAL and OTEL_TRACES_SAMPLER* count.
         probes: Every probe's config class, by the probe's name.
         flags: Flag and value by dotted key: {"select.ports": ("--port", (80,))}.
 
@@ -395,6 +446,12 @@ def _milliseconds(text: str) -> float:
     return int(text) / 1000
 
 
+def _ratio(text: str) -> float:
+    if not re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?", text):
+        raise ValueError(f"want a number from 0 to 1, got {text!r}")
+    return float(text)
+
+
 def _headers(text: str) -> dict[str, str]:
     headers = {}
     for i, item in enumerate(text.split(","), 1):
@@ -428,6 +485,12 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[s
     variable = "OTEL_METRIC_EXPORT_INTERVAL"
     for value in _variable(environ, variable, Metrics, "interval_s", _milliseconds):
         yield "metrics.interval_s", (variable, value)
+    for variable, name, parse in (
+        ("OTEL_TRACES_SAMPLER", "sampler", str),
+        ("OTEL_TRACES_SAMPLER_ARG", "ratio", _ratio),
+    ):
+        for value in _variable(environ, variable, Sampling, name, parse):
+            yield f"sampling.{name}", (variable, value)
 
 
 def _variable(
@@ -443,7 +506,7 @@ def _variable(
     except ValueError as e:
         message = f"{variable}: {str(e).removeprefix(f'{name}: ')}"
         # by the specification, numbers and names from a list are warned of, and then as good as not set
-        if name not in ("compression", "timeout_s", "interval_s"):
+        if name not in ("compression", "timeout_s", "interval_s", "sampler", "ratio"):
             raise ConfigError(message) from e
         logger.warning("%s; ignored", message)
     else:

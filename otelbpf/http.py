@@ -14,7 +14,7 @@ from otelbpf import __version__
 from otelbpf.aggregate import Histogram, SeriesTable
 from otelbpf.correlate import TOLD
 from otelbpf.model import Points, Resource, Scope, SpanBatch, SpanShape
-from otelbpf.native.assembler import UNKNOWN, Assembler
+from otelbpf.native.assembler import UNKNOWN, Assembler, Seeds
 from otelbpf.probe import Context
 from otelbpf.protocols.http1 import (
     DURATION_BOUNDS_S,
@@ -65,14 +65,15 @@ class Meter:
 class HttpMapping:
     """Turns framed exchange records into batches of spans, and counts them into histograms."""
 
-    def __init__(self, context: Context, routes: Sequence[str], *, url_query: bool) -> None:
+    def __init__(self, context: Context, routes: Sequence[str], seeds: Seeds, *, url_query: bool) -> None:
         self.context = context
         self.routes = Routes(routes)
         self.ask_s = 0.0
         self.asked = 0
         self.omitted = dict.fromkeys(OMITTED, 0)
         self.meters = {role: Meter(role.name.lower(), context.max_series, context) for role in Role}
-        self.assembler = Assembler(self._restart, keep_query=url_query)
+        self.assembler = Assembler(self._restart, seeds, keep_query=url_query)
+        self.assembler.sample(context.samplers)
         self._restart()
 
     def feed(self, records: Any, size: int, ignore: Callable[[Sequence[int]], None]) -> Iterator[SpanBatch]:

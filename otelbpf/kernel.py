@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from otelbpf.config import Sampling
 from otelbpf.correlate import Exchanges
 from otelbpf.errors import TargetError
 from otelbpf.identity import Processes
@@ -42,6 +43,7 @@ class Host:
         self.max_series = max_series
         self.constants: Mapping[str, int] = {"agent_pid": os.getpid(), "ports_selected": bool(ports)}
         self.exchanges = Exchanges()
+        self.samplers: Sequence[Sampling] = (Sampling(),)
         self.generation = 0
         self.stopping: Callable[[], bool] = lambda: False
         self.processes = Processes()

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from otelbpf.config import Sampling
 from otelbpf.correlate import Exchanges
 from otelbpf.model import Points, Resource, SpanBatch
 from otelbpf.native.object import Object, Ring
@@ -25,6 +26,8 @@ class Context(Protocol):
     max_series: int
     exchanges: Exchanges
     """What other probes' events belong to. Who asks sets `wanted`, and comes after `exchange` in PROBES."""
+    samplers: Sequence[Sampling]
+    """By number of rule; the first is for rules that have none."""
     generation: int
     """Grows when a process that had a Resource became another program: ask for Resources again."""
 

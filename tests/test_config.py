@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from otelbpf.config import NO_LIMIT_S, Config, ExportTarget, load, output, settings
+from otelbpf.config import NO_LIMIT_S, SAMPLERS, Config, ExportTarget, load, output, settings
 from otelbpf.errors import ConfigError
 
 
@@ -146,7 +146,9 @@ REFUSED = [
     ("export: {max_request_bytes: 0}", "a.yaml: export: max_request_bytes: want more than 0, got 0"),
     ("metrics: {interval_s: 0}", "a.yaml: metrics: interval_s: want more than 0, got 0.0"),
     ("metrics: 5", "a.yaml: metrics: want a table (interval_s, max_series), got 5"),
-    ("[1, 2]", "a.yaml: want a table (select, outputs, tick_s, export, metrics, probes), got [1, 2]"),
+    ("sampling: {ratio: 2}", "a.yaml: sampling: ratio: want 0 to 1, got 2.0"),
+    ("sampling: {keep: {slower_than_s: -1}}", "a.yaml: sampling: keep: slower_than_s: want 0 to 2147484, got -1.0"),
+    ("[1, 2]", "a.yaml: want a table (select, outputs, tick_s, export, metrics, sampling, probes), got [1, 2]"),
     ("select: {ports: 80}", "a.yaml: select: ports: want list of int, got 80"),
     ("select: {ports: ['80']}", "a.yaml: select: ports: want int, got '80'"),
     ("select: {ports: [0]}", "a.yaml: select: ports: want 1 to 65535, got 0"),
@@ -296,6 +298,9 @@ def test_the_metric_interval_is_in_milliseconds():
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "-1", "want a whole number of milliseconds, got '-1'"),
         ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "9" * 13, f"want a whole number of milliseconds, got '{'9' * 13}'"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "want gzip or none, got 'zstd'"),
+        ("OTEL_TRACES_SAMPLER", "jaeger_remote", f"want one of {', '.join(SAMPLERS)}, got 'jaeger_remote'"),
+        ("OTEL_TRACES_SAMPLER_ARG", "1.5", "want 0 to 1, got 1.5"),
+        ("OTEL_TRACES_SAMPLER_ARG", "nan", "want a number from 0 to 1, got 'nan'"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "0", "want more than 0, got 0.0"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "٣", "want a whole number of milliseconds, got '٣'"),
     ],

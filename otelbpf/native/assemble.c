@@ -18,6 +18,8 @@
 #include "exchange.h"
 #include "http1.h"
 #include "intern.h"
+#include "sampling.h"
+#include "trace.h"
 #include "assemble.h"
 
 enum {
@@ -28,12 +30,14 @@ enum {
 	MAX_STRING_BYTES = 4 << 20,
 	MAX_SHAPES = 16384,
 	STRINGS_FOR_TWO = 32, /* more than two rows can add */
-	BYTES_FOR_TWO = 2 * MAX_HEADS + 128,
+	BYTES_FOR_TWO = 2 * (MAX_HEADS + TRACE_STATE_ROOT_LEN) + 128,
 	HELD_SLOTS = 16384, /* a power of two */
 	MAX_HELD = 8192,
+	MAX_SAMPLERS = 256,
 	CONTEXT_SETS = 16384, /* a power of two */
 	CONTEXT_WAYS = 4,
 	FLAG_SAMPLED = 0x01,
+	FLAG_RANDOM = 0x02, /* W3C Trace Context level 2: the id's last 56 bits are */
 	FLAG_HAS_IS_REMOTE = 0x100,
 	FLAG_IS_REMOTE = 0x200,
 };
@@ -70,6 +74,8 @@ struct otb_http {
 	int keep_query;
 	uint32_t max_rows, n_rows, n_ignore, n_held, clock;
 	struct http_counts counts;
+	uint32_t n_samplers;
+	struct exchange_sampler samplers[MAX_SAMPLERS]; /* by rule */
 	struct intern *strings, *shapes;
 	struct held **held; /* HELD_SLOTS, open addressing by cookie */
 	struct context (*contexts)[CONTEXT_WAYS];
@@ -77,31 +83,17 @@ struct otb_http {
 	struct http_row rows[];
 };
 
-static uint64_t mix(uint64_t x)
-{
-	/* splitmix64's finalizer (Steele, Lea, Flood 2014). */
-	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-	x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-	return x ^ x >> 31;
-}
-
-static uint64_t exchange_hash(const struct otb_http *h, int part, uint64_t cookie, uint32_t number)
-{
-	uint64_t x = mix(h->seed[part] ^ mix(cookie + 0x9e3779b97f4a7c15u * number));
-
-	return x ? x : 1;
-}
-
 static void span_id(const struct otb_http *h, const struct exchange_event *e, uint8_t out[8])
 {
-	uint64_t id = exchange_hash(h, 0, e->cookie, e->number);
+	uint64_t id = exchange_hash(h->seed[0], e->cookie, e->number);
 
 	memcpy(out, &id, 8);
 }
 
 static void new_trace_id(const struct otb_http *h, const struct exchange_event *e, uint8_t out[16])
 {
-	uint64_t high = exchange_hash(h, 1, e->cookie, e->number), low = mix(high ^ h->seed[0]);
+	uint64_t high = exchange_hash(h->seed[1], e->cookie, e->number);
+	uint64_t low = trace_id_end(high, h->seed[0]);
 
 	memcpy(out, &high, 8);
 	memcpy(out + 8, &low, 8);
@@ -116,6 +108,8 @@ otb_http *otb_http_new(const uint64_t seed[2], uint32_t max_rows, int keep_query
 	memcpy(h->seed, seed, sizeof(h->seed));
 	h->max_rows = max_rows;
 	h->keep_query = keep_query;
+	h->n_samplers = 1;
+	h->samplers[0].parent_based = 1; /* parentbased_always_on */
 	h->strings = intern_new(MAX_STRINGS, MAX_STRING_BYTES);
 	h->shapes = intern_new(MAX_SHAPES, MAX_SHAPES * sizeof(struct http_shape));
 	h->held = calloc(HELD_SLOTS, sizeof(*h->held));
@@ -125,6 +119,12 @@ otb_http *otb_http_new(const uint64_t seed[2], uint32_t max_rows, int keep_query
 		return NULL;
 	}
 	return h;
+}
+
+void otb_http_sample(otb_http *h, const struct exchange_sampler *samplers, uint32_t n)
+{
+	h->n_samplers = n < MAX_SAMPLERS ? n : MAX_SAMPLERS;
+	memcpy(h->samplers, samplers, h->n_samplers * sizeof(samplers[0]));
 }
 
 void otb_http_free(otb_http *h)
@@ -403,9 +403,9 @@ static uint32_t text(otb_http *h, struct http1_slice s)
 
 static const struct context *local_context(otb_http *h, const struct exchange_event *e)
 {
-	return e->parent_cookie
-		       ? find_context(h, exchange_hash(h, 0, e->parent_cookie, e->parent_number))
-		       : NULL;
+	return e->parent_cookie ? find_context(h, exchange_hash(h->seed[0], e->parent_cookie,
+								e->parent_number))
+				: NULL;
 }
 
 /* Two inbound exchanges with one traceparent: handed on, it names neither. */
@@ -413,7 +413,7 @@ static void came_again(otb_http *h, const struct exchange_event *e, const struct
 {
 	struct context *c = find_context(h, traceparent_hash(h, e, q));
 
-	if (c && c->exchange != exchange_hash(h, 0, e->cookie, e->number))
+	if (c && c->exchange != exchange_hash(h->seed[0], e->cookie, e->number))
 		c->exchange = 0;
 }
 
@@ -436,6 +436,72 @@ static const struct context *passed_context(otb_http *h, const struct exchange_e
 	return c && c->exchange ? c : NULL;
 }
 
+/* ---- sampling ---- */
+
+static const struct exchange_sampler *sampler_of(const otb_http *h, const struct exchange_event *e)
+{
+	return &h->samplers[e->rule < h->n_samplers ? e->rule : 0];
+}
+
+static int at_or_over(const struct exchange_sampler *s, const uint8_t trace_id[16])
+{
+	uint64_t end;
+
+	memcpy(&end, trace_id + 8, 8);
+	return trace_randomness(end) >= s->threshold;
+}
+
+/* Decides over a new trace. Returns its W3C flags, and the id of its tracestate. */
+static uint32_t sample_root(otb_http *h, const struct exchange_event *e, const uint8_t trace_id[16],
+			    uint32_t *trace_state)
+{
+	const struct exchange_sampler *s = sampler_of(h, e);
+	char state[TRACE_STATE_ROOT_LEN];
+
+	*trace_state = 0;
+	if (e->flags & EXCHANGE_UNSAMPLED || !at_or_over(s, trace_id))
+		return FLAG_RANDOM;
+	if (s->ratio)
+		*trace_state = intern(h, state, trace_state_root(s->threshold, state));
+	return FLAG_SAMPLED | FLAG_RANDOM;
+}
+
+/* Likewise for one that came with a traceparent. */
+static uint32_t sample_child(otb_http *h, const struct exchange_event *e,
+			     const struct http1_request *q, uint32_t *trace_state)
+{
+	const struct exchange_sampler *s = sampler_of(h, e);
+	const uint8_t *at = q->tracestate.at;
+	uint32_t flags = q->trace_flags & ~(uint32_t)FLAG_SAMPLED, len = q->tracestate.len;
+	char state[EXCHANGE_REQUEST_LEN + TRACE_STATE_ROOT_LEN];
+	uint64_t randomness;
+	int yes;
+
+	*trace_state = text(h, q->tracestate);
+	if (e->flags & EXCHANGE_UNSAMPLED)
+		return flags;
+	if (s->parent_based)
+		return q->trace_flags;
+	yes = trace_state_randomness(at, len, &randomness) ? randomness >= s->threshold
+							   : at_or_over(s, q->trace_id);
+	if (!yes)
+		return flags;
+	if (s->ratio)
+		*trace_state = intern(
+			h, state, trace_state_with(at, len, s->threshold, state, sizeof(state)));
+	return flags | FLAG_SAMPLED;
+}
+
+/* Is it to become a span though its trace is not sampled? */
+static int kept(const otb_http *h, const struct exchange_event *e, const struct http_shape *shape)
+{
+	const struct exchange_sampler *s = sampler_of(h, e);
+	int failed = shape->error || shape->status >= (e->role == EXCHANGE_SERVER ? 500 : 400);
+
+	return (s->keep_errors && failed) ||
+	       (s->slower_ns && e->end_ns - e->start_ns > s->slower_ns);
+}
+
 static void join_trace(otb_http *h, const struct exchange_event *e, const struct message *m,
 		       struct http_row *row, struct http_shape *shape)
 {
@@ -443,34 +509,36 @@ static void join_trace(otb_http *h, const struct exchange_event *e, const struct
 	const struct context *local = local_context(h, e), *passed;
 
 	span_id(h, e, row->span_id);
-	row->flags = FLAG_SAMPLED | FLAG_HAS_IS_REMOTE;
-	if (e->parent_cookie && !local)
+	if (e->parent_cookie && !local && !(e->flags & EXCHANGE_UNSAMPLED))
 		h->counts.parents_missed++;
 	if (q->has_traceparent) {
-		row->flags = q->trace_flags | FLAG_HAS_IS_REMOTE;
 		memcpy(row->trace_id, q->trace_id, 16);
-		shape->trace_state = text(h, q->tracestate);
+		row->flags = sample_child(h, e, q, &shape->trace_state);
 		passed = passed_context(h, e, q, local);
 		if (passed) {
 			memcpy(row->parent_id, passed->span_id, 8);
 			shape->parent = passed == local ? HTTP_PARENT_THREAD : HTTP_PARENT_PASSED;
-			return;
-		}
-		memcpy(row->parent_id, q->parent_id, 8);
-		shape->parent = HTTP_PARENT_HEADER;
-		if (e->role == EXCHANGE_SERVER) {
-			row->flags |= FLAG_IS_REMOTE;
-			came_again(h, e, q);
+		} else {
+			memcpy(row->parent_id, q->parent_id, 8);
+			shape->parent = HTTP_PARENT_HEADER;
+			if (e->role == EXCHANGE_SERVER) {
+				row->flags |= FLAG_IS_REMOTE;
+				came_again(h, e, q);
+			}
 		}
 	} else if (local) {
-		row->flags = (local->flags & 0xff) | FLAG_HAS_IS_REMOTE;
+		row->flags = local->flags & 0xff;
 		memcpy(row->trace_id, local->trace_id, 16);
 		memcpy(row->parent_id, local->span_id, 8);
 		shape->trace_state = local->trace_state;
 		shape->parent = HTTP_PARENT_THREAD;
 	} else {
 		new_trace_id(h, e, row->trace_id);
+		row->flags = sample_root(h, e, row->trace_id, &shape->trace_state);
 	}
+	row->flags |= FLAG_HAS_IS_REMOTE;
+	if (kept(h, e, shape))
+		row->flags |= FLAG_SAMPLED;
 }
 
 /* Methods whose requests have one: there a missing length is one that could not be read. */
@@ -751,16 +819,15 @@ static void on_open(otb_http *h, const struct exchange_event *e, const uint8_t *
 		return;
 	if (kind == HTTP1_CUT && first.request_bytes == first.request_len)
 		return; /* the traceparent may be still to come */
-	c = new_context(h, exchange_hash(h, 0, e->cookie, e->number));
+	c = new_context(h, exchange_hash(h->seed[0], e->cookie, e->number));
 	c->exchange = c->key;
 	span_id(h, &first, c->span_id);
 	if (!q.has_traceparent) {
-		c->flags = FLAG_SAMPLED;
 		new_trace_id(h, &first, c->trace_id);
+		c->flags = sample_root(h, &first, c->trace_id, &c->trace_state);
 		return;
 	}
-	c->flags = q.trace_flags;
-	c->trace_state = text(h, q.tracestate);
+	c->flags = sample_child(h, &first, &q, &c->trace_state);
 	memcpy(c->trace_id, q.trace_id, 16);
 	memcpy(c->remote_id, q.parent_id, 8);
 	same = find_context(h, traceparent_hash(h, e, &q));

@@ -89,6 +89,9 @@ typedef struct otb_http otb_http;
 
 /* *seed* makes ids of this agent its own; NULL: no memory. */
 otb_http *otb_http_new(const uint64_t seed[2], uint32_t max_rows, int keep_query);
+/* Samplers by number of rule; the first is for rules that have none. Without, parentbased_always_on.
+ */
+void otb_http_sample(otb_http *h, const struct exchange_sampler *samplers, uint32_t n);
 void otb_http_free(otb_http *h);
 
 /*

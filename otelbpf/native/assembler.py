@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from otelbpf.config import Sampling
 from otelbpf.native._shim import ffi, lib
 from otelbpf.native.layout import dtype
 
@@ -21,6 +21,19 @@ Shape: Any = namedtuple("Shape", SHAPE.names)  # type: ignore[arg-type, misc]  #
 UNKNOWN = np.uint64(2**64 - 1)
 """A body size that the heads do not tell."""
 MAX_ROWS = 8192
+Seeds = tuple[int, int]
+"""64 random bits each: they make the ids of this agent its own."""
+
+
+def sampler(sampling: Sampling) -> dict[str, int]:
+    """A ``struct exchange_sampler``."""
+    return {
+        "threshold": sampling.threshold,
+        "slower_ns": round(sampling.keep.slower_than_s * 1e9),
+        "parent_based": sampling.parent_based,
+        "ratio": sampling.by_ratio,
+        "keep_errors": sampling.keep.errors,
+    }
 
 
 class Assembler:
@@ -32,14 +45,16 @@ class Assembler:
             the rows yielded before it have been handled by then.
     """
 
-    def __init__(self, on_forget: Callable[[], None], *, keep_query: bool) -> None:
-        self._ptr = ffi.gc(
-            lib.otb_http_new([secrets.randbits(64) for _ in range(2)], MAX_ROWS, keep_query), lib.otb_http_free
-        )
+    def __init__(self, on_forget: Callable[[], None], seeds: Seeds, *, keep_query: bool) -> None:
+        self._ptr = ffi.gc(lib.otb_http_new(seeds, MAX_ROWS, keep_query), lib.otb_http_free)
         if self._ptr == ffi.NULL:
             raise MemoryError
         self._on_forget = on_forget
         self._n = ffi.new("uint32_t *")
+
+    def sample(self, samplers: Sequence[Sampling]) -> None:
+        """Decide by these, by number of rule, over the exchanges over which the kernel side did not."""
+        lib.otb_http_sample(self._ptr, [sampler(each) for each in samplers], len(samplers))
 
     def feed(self, records: Any, size: int) -> Iterator[NDArray[Any]]:
         """Read framed records (`Ring.drain`); yield rows, each array valid until the next is asked for."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +64,8 @@ class Exchange:
 
     def __init__(self, config: ExchangeConfig, context: Context) -> None:
         self.context, self.generation = context, context.generation
-        self.http = HttpMapping(context, config.routes or (), url_query=config.url_query)
+        seeds = secrets.randbits(64), secrets.randbits(64)
+        self.http = HttpMapping(context, config.routes or (), seeds, url_query=config.url_query)
         constants = {**context.constants, "exchange_events_high": config.ring_bytes // 2}
         self.capture = Capture(config.capture, constants, lambda obj: prepare(obj, config, context))
         self.object = self.capture.object

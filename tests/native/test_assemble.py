@@ -71,6 +71,7 @@ def record(
     start=1000,
     end=2000,
     parent=(0, 0),
+    rule=0,
     error=0,
 ):
     """One framed record. *more_...* bytes were moved and not captured; *..._tail* are the last of them."""
@@ -83,7 +84,7 @@ def record(
     e["request_len"], e["response_len"] = len(captured_request), len(captured_response)
     e["request_tail"], e["response_tail"] = tail(request_tail), tail(response_tail)
     e["parent_cookie"], e["parent_number"], e["error"] = *parent, error
-    e["pid"], e["tid"], e["process_start_ns"] = 7, 8, 9
+    e["pid"], e["tid"], e["process_start_ns"], e["rule"] = 7, 8, 9, rule
     e["local_port"], e["peer_port"] = 80, 12345
     e["local_addr"] = e["peer_addr"] = bytes(10) + b"\xff\xff\x7f\0\0\1"
     body = e.tobytes() + (b"" if flags & RESENT else captured_request + captured_response)
@@ -517,7 +518,7 @@ def test_a_record_too_small_for_an_event_is_malformed(http):
 
 def test_a_request_without_context_begins_a_trace(http):
     (row,) = http.feed(record())
-    assert (row.parent, row.parent_id, row.flags) == (lib.HTTP_PARENT_NONE, bytes(8), 0x101)
+    assert (row.parent, row.parent_id, row.flags) == (lib.HTTP_PARENT_NONE, bytes(8), 0x103)
 
 
 def test_a_context_gives_trace_parent_flags_and_state(http):
@@ -537,7 +538,7 @@ def test_a_child_of_an_open_exchange_joins_its_trace(http):
     (child,) = http.feed(outbound())
     (parent,) = http.feed(record())
     assert (child.trace_id, child.parent_id) == (parent.trace_id, parent.span_id)
-    assert (child.parent, child.flags) == (lib.HTTP_PARENT_THREAD, 0x101)
+    assert (child.parent, child.flags) == (lib.HTTP_PARENT_THREAD, 0x103)
     assert http.counts == {"records": 3, "opened": 1, "rows": 2}
 
 
