@@ -128,6 +128,15 @@ class Everything:
     def unix_ns(self, kernel_ns: NDArray[Any]) -> NDArray[Any]:
         return kernel_ns + np.uint64(1_800_000_000 * 10**9)
 
+    def object(self, stem: str) -> Any:
+        raise NotImplementedError(stem)
+
+    def random(self) -> int:
+        return 1
+
+    def monotonic_ns(self) -> int:
+        return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
     def now_ns(self) -> int:
         return time.time_ns()
 

@@ -50,6 +50,7 @@ LADDER = (
     *_kernel_rungs("exchange", cookies=True),
     *_kernel_rungs(OLD, cookies=False),
 )
+Make = Callable[[str], Object]
 NAMES = tuple(dict.fromkeys(rung.name for rung in LADDER))
 
 
@@ -58,19 +59,22 @@ class Capture:
 
     Args:
         wanted: A rung's name, or "auto".
+        make: Opens an object by its stem.
         prepare: Sizes and shares the object's maps, before it is loaded.
 
     Raises:
         NotSupported: No rung works; says why of each.
     """
 
-    def __init__(self, wanted: str, constants: Mapping[str, int], prepare: Callable[[Object], None]) -> None:
+    def __init__(
+        self, wanted: str, make: Make, constants: Mapping[str, int], prepare: Callable[[Object], None]
+    ) -> None:
         refusals = []
         for rung in LADDER:
             if wanted not in ("auto", rung.name):
                 continue
             try:
-                self.object = self._open(rung, constants, prepare)
+                self.object = self._open(rung, make, constants, prepare)
             except LoadError as e:
                 refusals.append(f"{rung.title}: {e}")
                 log.info("capture by %s: %s", rung.title, e)
@@ -81,8 +85,8 @@ class Capture:
         raise NotSupported(f"exchange: no way to capture works here: {'; '.join(refusals)}; see `otelbpf check`")
 
     @staticmethod
-    def _open(rung: Rung, constants: Mapping[str, int], prepare: Callable[[Object], None]) -> Object:
-        obj = Object(rung.stem)
+    def _open(rung: Rung, make: Make, constants: Mapping[str, int], prepare: Callable[[Object], None]) -> Object:
+        obj = make(rung.stem)
         try:
             hooks = [
                 *rung.hooks,
@@ -113,7 +117,7 @@ def check() -> list[Feature]:
             continue  # as an old kernel takes it, too
         name = f"capture: {rung.name}"
         try:
-            Capture._open(rung, {}, lambda _: None).close()  # noqa: SLF001
+            Capture._open(rung, Object, {}, lambda _: None).close()  # noqa: SLF001
         except LoadError as e:
             advice = f"it needs {rung.needs}; nothing is lost while another rung works"
             found.setdefault(rung.name, Feature(name, ok=False, detail=str(e), advice=advice, needed=False))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -138,7 +137,7 @@ class HttpMapping:
 
     def _ask_again(self, shape: NDArray[Any]) -> None:
         """Ask for the routes of shapes that came again and have none; what counted so far stays where it is."""
-        if (now_s := time.monotonic()) < self.ask_s:
+        if (now_s := self.context.monotonic_ns() / 1e9) < self.ask_s:
             return
         self.ask_s = now_s + AGAIN_S
         self.routes.again()

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import builtins
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -19,7 +21,7 @@ from otelbpf.errors import TargetError
 from otelbpf.identity import Processes
 from otelbpf.model import Resource
 from otelbpf.native._shim import lib
-from otelbpf.native.object import Object, Ring, map_delete, map_set
+from otelbpf.native.object import Object, map_delete, map_set
 from otelbpf.probe import Tally
 
 HOOKS = ("process_fork", "process_exec", "process_exit")
@@ -54,8 +56,8 @@ class Host:
             self._exec_layout = self.kernel.layout("exec_event")
             self.kernel.set_constants({"agent_pid": os.getpid()})
             self.kernel.load()
-            self._process_ring = Ring(self.kernel, "process_events", self._process_layout.itemsize)
-            self._exec_ring = Ring(self.kernel, "exec_events", self._exec_layout.itemsize)
+            self._process_ring = self.kernel.ring("process_events", "process_event")
+            self._exec_ring = self.kernel.ring("exec_events", "exec_event")
             for hook in HOOKS:
                 self.kernel.attach(hook)
             for port in ports:
@@ -88,6 +90,15 @@ class Host:
                     ended.add(each)
         for each in family - ended:
             self.processes.resource(each, 0)
+
+    def object(self, stem: str) -> Object:
+        return Object(stem)
+
+    def random(self) -> int:
+        return secrets.randbits(64)
+
+    def monotonic_ns(self) -> int:
+        return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
     def unix_ns(self, kernel_ns: NDArray[Any]) -> NDArray[Any]:
         return kernel_ns + np.uint64(self._offset)
@@ -137,7 +148,7 @@ class Host:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_: builtins.object) -> None:
         self.close()
 
 

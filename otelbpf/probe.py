@@ -31,6 +31,18 @@ class Context(Protocol):
     generation: int
     """Grows when a process that had a Resource became another program: ask for Resources again."""
 
+    def object(self, stem: str) -> Object:
+        """Open a BPF object. Probes open theirs here, and rings by `Object.ring`: that is where recordings are made."""
+        ...
+
+    def random(self) -> int:
+        """64 random bits."""
+        ...
+
+    def monotonic_ns(self) -> int:
+        """CLOCK_MONOTONIC, as the kernel side has it."""
+        ...
+
     def stopping(self) -> bool:
         """The agent was told to stop: leave what can wait to the last tick."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -93,6 +93,10 @@ class Object:
         """Take all programs off their hooks; maps and syscall programs stay."""
         lib.otb_detach(self._ptr)
 
+    def ring(self, name: str, event: str, payload: int = 0) -> Ring:
+        """Map a ring, after `load`: its records are a ``struct event`` each, with at most *payload* bytes behind it."""
+        return Ring(self, name, self.layout(event).itemsize + payload)
+
     def map_fd(self, map_name: str) -> int:
         return int(self._done(lib.otb_map_fd(self._ptr, map_name.encode()), f"finding map {map_name}"))
 
@@ -158,6 +162,8 @@ class Ring:
         self._ptr = lib.otb_ring_new(obj.map_fd(name), capacity, largest)
         if self._ptr == ffi.NULL:
             raise LoadError(obj.name, f"ring {name} cannot be mapped: {os.strerror(ffi.errno)}")
+        self.tap: Callable[[bytes, bool], None] | None = None
+        """Told what each `drain` returns."""
         self._size = ffi.new("uint32_t *")
         self._more = ffi.new("int *")
 
@@ -168,6 +174,8 @@ class Ring:
     def drain(self) -> tuple[Any, int, bool]:
         """Return framed records: (cffi pointer valid until the next call, bytes, whether more are waiting)."""
         start = lib.otb_ring_drain(self._ptr, self._size, self._more)
+        if self.tap:
+            self.tap(bytes(ffi.buffer(start, self._size[0])), bool(self._more[0]))
         return start, self._size[0], bool(self._more[0])
 
     def events(self, layout: DType) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from otelbpf.capture import NAMES, OLD, Capture
 from otelbpf.http import HttpMapping
 from otelbpf.model import Points, SpanBatch
 from otelbpf.native._shim import ffi, lib
-from otelbpf.native.object import DRAIN_BYTES, Object, Ring
+from otelbpf.native.object import DRAIN_BYTES, Object
 from otelbpf.probe import Context, Probe, Tally
 from otelbpf.protocols.routes import LEARNED, Routes
 
@@ -67,12 +67,11 @@ class Exchange:
         seeds = secrets.randbits(64), secrets.randbits(64)
         self.http = HttpMapping(context, config.routes or (), seeds, url_query=config.url_query)
         constants = {**context.constants, "exchange_events_high": config.ring_bytes // 2}
-        self.capture = Capture(config.capture, constants, lambda obj: prepare(obj, config, context))
+        self.capture = Capture(config.capture, context.object, constants, lambda obj: prepare(obj, config, context))
         self.object = self.capture.object
         try:
-            largest = self.object.layout("exchange_event").itemsize
-            largest += lib.EXCHANGE_REQUEST_LEN + lib.EXCHANGE_RESPONSE_LEN
-            self.ring = Ring(self.object, "exchange_events", largest)
+            heads = lib.EXCHANGE_REQUEST_LEN + lib.EXCHANGE_RESPONSE_LEN
+            self.ring = self.object.ring("exchange_events", "exchange_event", heads)
         except BaseException:
             self.object.close()
             raise
@@ -94,7 +93,7 @@ class Exchange:
                 self.generation = self.context.generation
                 self.http.forget()
             yield from self.http.feed(records, size, self._ignore)
-        yield from self.http.flush(time.clock_gettime_ns(time.CLOCK_MONOTONIC), self._ignore, everything=last)
+        yield from self.http.flush(self.context.monotonic_ns(), self._ignore, everything=last)
 
     def _sweep(self, *, last: bool) -> None:
         if self.capture.rung.stem == OLD:

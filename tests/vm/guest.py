@@ -106,7 +106,7 @@ def in_rungs(lib):
             continue  # its twin for old kernels is not needed here
         verdicts = Verdicts(lib)
         try:
-            Capture._open(rung, {}, verdicts.listen).close()
+            Capture._open(rung, Object, {}, verdicts.listen).close()
         except LoadError as e:
             say(f"{rung.title}: {e}")
         else:
