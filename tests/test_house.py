@@ -96,6 +96,21 @@ def test_only_native_touches_the_shim(path):
     assert not re.search(r"\b(import|from) (cffi|ctypes)\b", path.read_text())
 
 
+@modules
+def test_what_probes_make_depends_on_nothing_that_a_recording_does_not_hold(path):
+    """Objects, rings, time and chance come from the Context: else a replay would not give the same output."""
+    if room(path) not in {"aggregate", "capture", "correlate", "http", "probes", "protocols"}:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Call(func=ast.Name(id="Object" | "Ring" as name)):
+                pytest.fail(f"{path}:{node.lineno}: {name}(): use context.object() and its ring()")
+            case ast.Attribute(value=ast.Name(id="time"), attr=name) if name != "sleep":
+                pytest.fail(f"{path}:{node.lineno}: time.{name}: use context.monotonic_ns() or now_ns()")
+            case ast.Import(names=[ast.alias(name="secrets" | "random" | "uuid" as name)]):
+                pytest.fail(f"{path}:{node.lineno}: {name}: use context.random()")
+
+
 def test_every_module_is_on_a_floor():
     assert {room(path) for path in MODULES} - {""} == FLOOR.keys()
 

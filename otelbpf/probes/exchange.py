@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +63,7 @@ class Exchange:
 
     def __init__(self, config: ExchangeConfig, context: Context) -> None:
         self.context, self.generation = context, context.generation
-        seeds = secrets.randbits(64), secrets.randbits(64)
+        seeds = context.random(), context.random()
         self.http = HttpMapping(context, config.routes or (), seeds, url_query=config.url_query)
         constants = {**context.constants, "exchange_events_high": config.ring_bytes // 2}
         self.capture = Capture(config.capture, context.object, constants, lambda obj: prepare(obj, config, context))
