@@ -116,6 +116,7 @@ class Everything:
     """The Context of a probe: one process made all records."""
 
     kernel: Any = None
+    exchange: Any = None
     constants: Mapping[str, int] = MappingProxyType({})
     max_series = 2000
     samplers = (Sampling(),)

@@ -23,7 +23,7 @@
 
 #include "buffer.bpf.h"
 #include "compat.bpf.h"
-#include "exchange.h"
+#include "connection.bpf.h"
 #include "ring.bpf.h"
 #include "span.bpf.h"
 #include "target.bpf.h"
@@ -39,39 +39,7 @@ __u64 exchange_untracked; /* requests on connections for which `connections` had
 __u64 exchange_torn;      /* exchanges given up: two CPUs at once, see lock() */
 
 enum direction { SEND = 0, RECV = 1 };
-enum state { IDLE = 0, REQUEST = 1, RESPONSE = 2 };
-
-struct connection {
-	__u32 busy;     /* lock */
-	__u32 open_tid; /* the thread whose thread_exchanges counts this exchange; 0: none */
-	__u8 state;
-	__u8 role;
-	__u8 ignored;
-	__u8 torn;
-	__u8 fresh;
-	__u8 announced; /* an EXCHANGE_OPEN went out */
-	__u8 crowded;   /* one is to go out with the first bytes */
-	__u8 swept;     /* an EXCHANGE_IDLE went out */
-	__u8 closed;    /* no bytes come any more, but some may still be unread */
-	__u8 _pad[3];
-	__u16 swept_len;   /* of the response's head, when it did */
-	__u16 error;       /* errno of the connection when it closed */
-	__u64 swept_bytes; /* response bytes when it did */
-	struct exchange_event event;
-	__u8 heads[EXCHANGE_HEADS_LEN]; /* the request's, then the response's; follows the event on
-					   its way out */
-};
-
 static const struct connection no_connection = {};
-
-/* Socket cookie -> connection. Cookies are never used twice, so no entry can be another socket's. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 16384);
-	__type(key, __u64);
-	__type(value, struct connection);
-} connections SEC(".maps");
 
 /*
  * A connection's name. The kernel's socket cookie, where programs may ask for
@@ -121,40 +89,6 @@ static __always_inline void forget_socket(struct sock *sk)
 		bpf_map_delete_elem(&socket_ids, &at);
 }
 
-/*
- * Two CPUs may work on one connection: a thread that sends and one that
- * receives, or the sweep. bpf_spin_lock forbids the helpers we need inside. The
- * section takes well under a microsecond; who cannot get in marks the
- * connection torn, and what cannot be paired any more is given up and counted.
- */
-/* For who only wants to look: that it does not get in changes nothing. */
-static __always_inline bool lock_patiently(struct connection *c)
-{
-	for (int i = 0; i < 128; i++)
-		if (take(&c->busy))
-			return true;
-	return false;
-}
-
-static __always_inline bool lock(struct connection *c)
-{
-	if (lock_patiently(c))
-		return true;
-	c->torn = 1;
-	return false;
-}
-
-/* Memory of a deleted entry is used again at once: look at the name after locking. */
-static __always_inline bool is_still(const struct connection *c, __u64 cookie)
-{
-	return c->event.cookie == cookie;
-}
-
-static __always_inline void unlock(struct connection *c)
-{
-	give(&c->busy);
-}
-
 /* The record's size: without its heads, if user space has them already. */
 static __always_inline __u64 prepare(struct connection *c, __u8 reason)
 {
@@ -182,38 +116,26 @@ static __always_inline void emit_open(struct connection *c)
 	OUTPUT(exchange_events, &c->event, sizeof(c->event) + size);
 }
 
-/* Returns the number of the exchange that is open on a connection; 0: it is no longer. */
-static __always_inline __u32 announce(__u64 cookie)
+/* False: that exchange is no longer open. */
+static __always_inline bool announce(__u64 cookie, __u32 number)
 {
 	struct connection *c = bpf_map_lookup_elem(&connections, &cookie);
-	__u32 number = 0;
+	bool open;
 
 	if (!c || !lock_patiently(c))
-		return 0;
-	if (c->state == REQUEST && is_still(c, cookie)) {
-		number = c->event.number;
-		if (!c->announced)
-			emit_open(c);
-	}
+		return false;
+	open = is_open(c, cookie, number);
+	if (open && !c->announced)
+		emit_open(c);
 	unlock(c);
-	return number;
-}
-
-/* The thread no longer works on this exchange: it began to answer, or cannot any more. */
-static __always_inline void end_of_work(struct connection *c)
-{
-	if (c->open_tid)
-		thread_exchange_end(c->open_tid, c->event.cookie, c->event.number);
-	c->open_tid = 0;
+	return open;
 }
 
 /* What two CPUs did to this connection cannot be paired any more. */
 static __always_inline void give_up(struct connection *c)
 {
-	if (c->state != IDLE) {
+	if (c->state != IDLE)
 		__sync_fetch_and_add(&exchange_torn, 1);
-		end_of_work(c);
-	}
 	c->torn = 0;
 	c->fresh = 0;
 	c->state = IDLE;
@@ -222,10 +144,8 @@ static __always_inline void give_up(struct connection *c)
 
 static __always_inline void finish(struct connection *c, __u8 reason)
 {
-	__u64 size;
+	__u64 size = prepare(c, reason);
 
-	end_of_work(c);
-	size = prepare(c, reason);
 	OUTPUT(exchange_events, &c->event, size);
 	c->state = IDLE;
 }
@@ -322,22 +242,25 @@ static __always_inline void capture(struct connection *c, const struct buffer *b
 }
 
 /*
- * While several inbound exchanges are open on a thread that sends requests too,
- * as in a proxy, no parent can be told here. But their heads go out early, so
+ * On a thread that has several inbound exchanges open and sends requests too, as
+ * in a proxy, no parent can be told here. But their heads go out early, so
  * that user space can recognise a traceparent that was handed on unchanged.
  */
 static __always_inline void begin_work(struct connection *c)
 {
 	struct exchange_event *e = &c->event;
-	struct thread_exchanges *t = thread_exchanges_of(e->tid);
+	struct thread_exchange *t = thread_exchange(true);
 
-	if (t && t->asks && t->open) {
-		if (t->open == 1)
-			announce(t->cookies);
-		c->crowded = 1;
+	if (!t)
+		return;
+	if (!t->many && t->cookie != e->cookie && exchange_open(t->cookie, t->number)) {
+		t->many = 1;
+		if (t->asks)
+			announce(t->cookie, t->number);
 	}
-	thread_exchange_begin(t, e->tid, e->cookie, e->number);
-	c->open_tid = e->tid;
+	c->crowded = t->many && t->asks;
+	t->cookie = e->cookie;
+	t->number = e->number;
 }
 
 static __always_inline void note_hand_over(__u32 pid)
@@ -351,16 +274,15 @@ static __always_inline void note_hand_over(__u32 pid)
 /* The one inbound exchange open on this thread is the parent; of several, none. */
 static __always_inline void find_parent(struct exchange_event *e)
 {
-	struct thread_exchanges *t = thread_exchanges_of(e->tid);
+	struct thread_exchange *t = thread_exchange(false);
 
 	if (!t)
 		return;
 	t->asks = 1;
-	if (!thread_exchange_proven(t, e->pid))
+	if (!thread_trusted(t, e->pid) || !announce(t->cookie, t->number))
 		return;
-	e->parent_number = announce(t->cookies);
-	if (e->parent_number)
-		e->parent_cookie = t->cookies;
+	e->parent_cookie = t->cookie;
+	e->parent_number = t->number;
 }
 
 static __always_inline void begin(struct connection *c, __u64 now, __u8 role)
@@ -428,12 +350,6 @@ static __always_inline enum message sniff(const struct buffer *b, __u64 n)
 		if (c[i] < 'A' || c[i] > 'Z')
 			return MIDDLE;
 	return SOME_REQUEST;
-}
-
-/* *n* bytes, the first that this side sends in the exchange, were just queued. */
-static __always_inline void note_first_sent(struct exchange_event *e, struct sock *sk, __u64 n)
-{
-	e->send_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq) - (__u32)n;
 }
 
 static __always_inline bool request_direction(__u8 role, enum direction way)
@@ -509,15 +425,38 @@ static __always_inline struct connection *connection_of(struct sock *sk)
 	return id ? bpf_map_lookup_elem(&connections, &id) : NULL;
 }
 
+/* What a socket call did. */
+struct moved {
+	__u64 n;         /* bytes, > 0 */
+	__u64 ns;        /* CLOCK_MONOTONIC */
+	__u32 write_seq; /* TCP's sequence number after them, when they were sent */
+	__u32 _pad;
+};
+
+/* As moved() says it, where fields cannot be read directly. */
+static __always_inline struct moved moved_core(struct sock *sk, __u64 n, enum direction way)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	struct moved m = { .n = n };
+
+	if (way == SEND) {
+		m.ns = bpf_ktime_get_ns();
+		m.write_seq = BPF_CORE_READ(tp, write_seq);
+	} else {
+		m.ns = BPF_CORE_READ(tp, tcp_clock_cache);
+	}
+	return m;
+}
+
 /*
- * The body behind every rung's door: *n* > 0 bytes moved *way* on *sk*, by the
- * current task. *c* is what connection_of() found.
+ * The body behind every rung's door: bytes moved *way* on *sk*, by the current task. *c* is what
+ * connection_of() found.
  */
 static __always_inline void on_data(struct sock *sk, struct connection *c, const struct buffer *b,
-				    __u64 n, enum direction way)
+				    const struct moved *m, enum direction way)
 {
+	__u64 n = m->n, now = m->ns;
 	struct exchange_event *e;
-	__u64 now;
 
 	if (!c) {
 		c = new_connection(socket_id(sk), EXCHANGE_UNKNOWN);
@@ -536,14 +475,13 @@ static __always_inline void on_data(struct sock *sk, struct connection *c, const
 	if (c->role == EXCHANGE_UNKNOWN)
 		goto out;
 
-	now = bpf_ktime_get_ns();
 	if (request_direction(c->role, way)) {
 		if (c->state == RESPONSE)
 			finish(c, EXCHANGE_NEXT);
 		if (c->state == IDLE) {
 			begin(c, now, c->role);
 			if (way == SEND)
-				note_first_sent(e, sk, n);
+				e->send_seq = m->write_seq - (__u32)n;
 		}
 		capture(c, b, n, false);
 		e->request_bytes += n;
@@ -555,10 +493,10 @@ static __always_inline void on_data(struct sock *sk, struct connection *c, const
 			c->state = RESPONSE;
 			e->first_ns = now;
 			if (way == SEND)
-				note_first_sent(e, sk, n);
-			if (c->open_tid && c->open_tid != (__u32)bpf_get_current_pid_tgid())
+				e->send_seq = m->write_seq - (__u32)n;
+			if (c->role == EXCHANGE_SERVER &&
+			    e->tid != (__u32)bpf_get_current_pid_tgid())
 				note_hand_over(e->pid);
-			end_of_work(c);
 		}
 		capture(c, b, n, true);
 		e->response_bytes += n;
@@ -571,12 +509,28 @@ out:
 
 #ifndef OLD_KERNEL
 
+/*
+ * TCP has looked at the clock for these bytes (tcp_mstamp_refresh()), which
+ * costs us nothing. What is received came with the last segment, or before.
+ * What is sent went out just now, unless some of it still waits.
+ */
+static __always_inline struct moved moved(const struct tcp_sock *tp, __u64 n, enum direction way)
+{
+	struct moved m = { .n = n, .ns = tp->tcp_clock_cache, .write_seq = tp->write_seq };
+
+	if (way == SEND && tp->snd_nxt != m.write_seq)
+		m.ns = bpf_ktime_get_ns();
+	return m;
+}
+
 /* Rung A's door. */
 static __always_inline void door_a(struct sock *sk, int ret, enum direction way)
 {
 	__u16 family = sk->__sk_common.skc_family;
+	struct tcp_sock *tp;
 	struct connection *c;
 	struct buffer b;
+	struct moved m;
 	__u32 pid;
 
 	if ((family != AF_INET && family != AF_INET6) || sk->sk_protocol != IPPROTO_TCP)
@@ -589,8 +543,11 @@ static __always_inline void door_a(struct sock *sk, int ret, enum direction way)
 	if (!(c && c->event.pid == pid) && !sock_selected(pid, sk))
 		return;
 	b = syscall_buffer(ret);
-	if (ret > 0)
-		on_data(sk, c, &b, ret, way);
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (ret > 0 && tp) {
+		m = moved(tp, ret, way);
+		on_data(sk, c, &b, &m, way);
+	}
 }
 
 SEC("tp_btf/sock_send_length")
@@ -650,6 +607,7 @@ static __always_inline void call_ends(struct sock *sk, bool have_sk, int ret, en
 	__u32 tid = id;
 	struct call *call = bpf_map_lookup_elem(&calls, &tid);
 	struct buffer buffer;
+	struct moved m;
 
 	if (!call)
 		return; /* not selected */
@@ -659,8 +617,10 @@ static __always_inline void call_ends(struct sock *sk, bool have_sk, int ret, en
 	if (call->flags & MSG_PEEK && way == RECV)
 		ret = 0;
 	bpf_map_delete_elem(&calls, &tid);
-	if (ret > 0)
-		on_data(sk, connection_of(sk), &buffer, ret, way);
+	if (ret > 0) {
+		m = moved_core(sk, ret, way);
+		on_data(sk, connection_of(sk), &buffer, &m, way);
+	}
 }
 
 /*
@@ -724,9 +684,12 @@ int BPF_PROG(exchange_fexit_sendpage, struct sock *sk, void *page, int offset, u
 	     int flags, int ret)
 {
 	struct buffer none = { .kind = BUFFER_NONE };
+	struct moved m;
 
-	if (ret > 0 && sock_selected(bpf_get_current_pid_tgid() >> 32, sk))
-		on_data(sk, connection_of(sk), &none, ret, SEND);
+	if (ret <= 0 || !sock_selected(bpf_get_current_pid_tgid() >> 32, sk))
+		return 0;
+	m = moved_core(sk, ret, SEND);
+	on_data(sk, connection_of(sk), &none, &m, SEND);
 	return 0;
 }
 
@@ -923,7 +886,6 @@ int exchange_ignore(struct exchange_command *in)
 	struct connection *c = bpf_map_lookup_elem(&connections, &cookie);
 
 	if (c && lock(c)) {
-		end_of_work(c);
 		c->ignored = is_still(c, cookie);
 		c->state = IDLE;
 		unlock(c);

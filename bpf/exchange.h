@@ -35,8 +35,8 @@ enum exchange_flags {
 /*
  * Request bytes one way, then response bytes the other way, on one TCP
  * connection. Followed by request_len bytes of the request and response_len of
- * the response, each from its first byte. Times are CLOCK_MONOTONIC, taken when
- * the application's socket call returns.
+ * the response, each from its first byte. Times are CLOCK_MONOTONIC, of the last
+ * segment when bytes come in, of the socket call when they go out.
  */
 struct exchange_event {
 	__u64 cookie;     /* the socket's */

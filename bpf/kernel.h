@@ -31,9 +31,11 @@ enum {
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_RINGBUF = 27,
+	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
 
 enum { BPF_ANY = 0, BPF_NOEXIST = 1, BPF_F_NO_PREALLOC = 1 };
+enum { BPF_LOCAL_STORAGE_GET_F_CREATE = 1 };
 enum { BPF_RB_AVAIL_DATA = 0, BPF_RB_NO_WAKEUP = 1, BPF_RB_FORCE_WAKEUP = 2 };
 enum { AF_INET = 2, AF_INET6 = 10 };
 enum { IPPROTO_TCP = 6 };
@@ -131,7 +133,9 @@ struct tcp_sock {
 	__u64 bytes_sent;
 	__u32 rcv_nxt;
 	__u32 copied_seq;
+	__u32 snd_nxt;
 	__u32 write_seq;
+	__u64 tcp_clock_cache; /* CLOCK_MONOTONIC of the last look at the clock */
 };
 
 struct signal_struct {

@@ -13,7 +13,6 @@
 
 #include "process.h"
 #include "ring.bpf.h"
-#include "span.bpf.h"
 #include "target.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -89,9 +88,7 @@ SEC("tp_btf/sched_process_exit")
 int BPF_PROG(process_exit, struct task_struct *task)
 {
 	struct process_event e = { .kind = PROCESS_EXIT };
-	__u32 tid = task->pid;
 
-	bpf_map_delete_elem(&thread_exchanges, &tid);
 	e.pid = task->tgid;
 	if (task->signal->live.counter || !bpf_map_lookup_elem(&targets, &e.pid))
 		return 0; /* not the last thread, or not ours */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
 /*
  * Which inbound exchange is this thread working on? The exchange probe writes
- * it, every probe may ask, process.bpf.c forgets threads that end.
+ * it, every probe may ask.
  */
 #pragma once
 
@@ -9,28 +9,59 @@
 #include <bpf/bpf_helpers.h>
 
 #include "compat.bpf.h"
+#include "connection.bpf.h"
 
 /*
- * The inbound exchanges a thread has read and not begun to answer. A connection
- * has one at most, so its cookie names it. While only one is open, the xor is
- * that one; no list is needed.
+ * The inbound exchange that a thread began to read last. It is open until its
+ * answer begins, which its connection tells: nothing is written here for that.
  */
-struct thread_exchanges {
-	__u64 cookies; /* xor of the open ones */
-	__u32 numbers; /* likewise: with its cookie, names an exchange */
-	__u32 open;
+struct thread_exchange {
+	__u64 cookie;
+	__u32 number;
 	__u16 asks; /* the thread has sent requests of its own */
 	__u16 many; /* it has had several open at once: what it does is no longer one exchange's for
 		       sure */
-	__u32 _pad;
 };
 
+#ifdef OLD_KERNEL
+
+/* Of a tid that came back the exchange is over, or its connection gone. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, __u32); /* tid */
-	__type(value, struct thread_exchanges);
+	__type(value, struct thread_exchange);
 } thread_exchanges SEC(".maps");
+
+static __always_inline struct thread_exchange *thread_exchange(bool make)
+{
+	__u32 tid = bpf_get_current_pid_tgid();
+	struct thread_exchange *t = bpf_map_lookup_elem(&thread_exchanges, &tid);
+	struct thread_exchange none = {};
+
+	if (t || !make)
+		return t;
+	bpf_map_update_elem(&thread_exchanges, &tid, &none, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&thread_exchanges, &tid);
+}
+
+#else
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct thread_exchange);
+} thread_exchanges SEC(".maps");
+
+/* The current thread's; NULL: it has none, or there is no memory. */
+static __always_inline struct thread_exchange *thread_exchange(bool make)
+{
+	return bpf_task_storage_get(&thread_exchanges, bpf_get_current_task_btf(), NULL,
+				    make ? BPF_LOCAL_STORAGE_GET_F_CREATE : 0);
+}
+
+#endif
 
 /*
  * Processes in which one thread read a request and another answered it. There
@@ -43,46 +74,18 @@ struct {
 	__type(value, __u32);
 } handing_over SEC(".maps");
 
-static __always_inline struct thread_exchanges *thread_exchanges_of(__u32 tid)
+/* Whether what this thread does is one exchange's. */
+static __always_inline bool thread_trusted(const struct thread_exchange *t, __u32 pid)
 {
-	return bpf_map_lookup_elem(&thread_exchanges, &tid);
-}
-
-/* *t* is what thread_exchanges_of() found. */
-static __always_inline void thread_exchange_begin(struct thread_exchanges *t, __u32 tid,
-						  __u64 cookie, __u32 number)
-{
-	if (t) {
-		if (t->open)
-			t->many = 1;
-		ATOMIC_XOR(&t->cookies, cookie);
-		ATOMIC_XOR(&t->numbers, number);
-		__sync_fetch_and_add(&t->open, 1);
-	} else {
-		struct thread_exchanges first = { .cookies = cookie, .numbers = number, .open = 1 };
-
-		bpf_map_update_elem(&thread_exchanges, &tid, &first, BPF_ANY);
-	}
-}
-
-static __always_inline void thread_exchange_end(__u32 tid, __u64 cookie, __u32 number)
-{
-	struct thread_exchanges *t = thread_exchanges_of(tid);
-
-	/* The thread may have ended and its tid come back: then these are not ours. */
-	if (!t || !t->open || (t->open == 1 && t->cookies != cookie))
-		return;
-	ATOMIC_XOR(&t->cookies, cookie);
-	ATOMIC_XOR(&t->numbers, number);
-	__sync_fetch_and_add(&t->open, -1);
+	return !t->many && !bpf_map_lookup_elem(&handing_over, &pid);
 }
 
 /*
  * The one inbound exchange that what this thread does now belongs to; of
  * several, and where threads prove nothing, none. *t* is what
- * thread_exchanges_of() found.
+ * thread_exchange() found.
  */
-static __always_inline bool thread_exchange_proven(const struct thread_exchanges *t, __u32 pid)
+static __always_inline bool thread_exchange_proven(const struct thread_exchange *t, __u32 pid)
 {
-	return t && t->open == 1 && !t->many && !bpf_map_lookup_elem(&handing_over, &pid);
+	return t && thread_trusted(t, pid) && exchange_open(t->cookie, t->number);
 }

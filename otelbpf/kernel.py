@@ -46,6 +46,7 @@ class Host:
         self.constants: Mapping[str, int] = {"agent_pid": os.getpid(), "ports_selected": bool(ports)}
         self.exchanges = Exchanges()
         self.samplers: Sequence[Sampling] = (Sampling(),)
+        self.exchange: Object | None = None
         self.generation = 0
         self.stopping: Callable[[], bool] = lambda: False
         self.processes = Processes()

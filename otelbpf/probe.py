@@ -21,6 +21,8 @@ class Context(Protocol):
 
     kernel: Object
     """process.bpf.c, loaded: the owner of the maps that every probe shares."""
+    exchange: Object | None
+    """exchange.bpf.c, loaded: the owner of the maps that say what a thread works on (bpf/span.bpf.h)."""
     constants: Mapping[str, int]
     """Values of the constants that every probe's object declares (bpf/target.bpf.h)."""
     max_series: int

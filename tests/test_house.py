@@ -192,6 +192,8 @@ HELPERS = {
     134: "ringbuf_query",
     158: "get_current_task_btf",
     164: "for_each_map_elem",
+    137: "skc_to_tcp_sock",
+    156: "task_storage_get",
     175: "task_pt_regs",
 }
 CALL = 0x85

@@ -54,7 +54,7 @@ def prepare(obj: Object, config: ExchangeConfig, context: Context) -> None:
     obj.set_max_entries("exchange_events", config.ring_bytes)
     for each in ("connections", "socket_ids"):
         obj.set_max_entries(each, config.max_connections)
-    for shared in ("targets", "ports", "thread_exchanges", "handing_over"):
+    for shared in ("targets", "ports"):
         obj.share_map(shared, context.kernel)
 
 
@@ -67,7 +67,7 @@ class Exchange:
         self.http = HttpMapping(context, config.routes or (), seeds, url_query=config.url_query)
         constants = {**context.constants, "exchange_events_high": config.ring_bytes // 2}
         self.capture = Capture(config.capture, context.object, constants, lambda obj: prepare(obj, config, context))
-        self.object = self.capture.object
+        self.object = context.exchange = self.capture.object
         try:
             heads = lib.EXCHANGE_REQUEST_LEN + lib.EXCHANGE_RESPONSE_LEN
             self.ring = self.object.ring("exchange_events", "exchange_event", heads)
