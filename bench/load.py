@@ -287,7 +287,7 @@ def agent(to: Receiver, *selectors: str) -> Iterator[Agent]:
     """The agent, tracing by default settings what *selectors* say."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
     environment = clean | {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{to.port}"}
-    command = [sys.executable, "-m", "otelbpf", "run", *selectors]
+    command = [sys.executable, "-m", "otelbpf", "run", "--allow-second", *selectors]
     with tempfile.TemporaryFile("w+") as log:
         started_ns = time.time_ns()
         with started(command, REST, env=environment, stderr=log) as process:

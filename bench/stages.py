@@ -167,6 +167,9 @@ class Count:
 
     def metrics(self, request: bytes, points: int) -> None: ...
     def close(self, deadline_s: float) -> None: ...
+    def trouble(self) -> list[str]:
+        return []
+
     def summary(self) -> str:
         return ""
 

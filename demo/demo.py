@@ -87,7 +87,7 @@ def run_agent(stack: ExitStack, services: dict[str, subprocess.Popen[bytes]], sp
     config.write_text(json.dumps({"probes": {"exchange": {"routes": ROUTES}}}))  # JSON is YAML
     pids = [word for service in services.values() for word in ("--pid", str(service.pid))]
     outputs = ["--output", "console", "--output", f"file:{spans}"]
-    agent = start(stack, PYTHON, "-m", "otelbpf", "run", *outputs, *pids, "-c", str(config))
+    agent = start(stack, PYTHON, "-m", "otelbpf", "run", "--allow-second", *outputs, *pids, "-c", str(config))
     with suppress(subprocess.TimeoutExpired):
         agent.wait(SECONDS)
         raise DemoError(f"the agent ended too early, with status {agent.returncode}; what it said is above")

@@ -17,7 +17,7 @@ import platform
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,11 +28,13 @@ import numpy as np
 
 from otelbpf import telemetry
 from otelbpf.aggregate import OVERFLOW
+from otelbpf.config import Export
 from otelbpf.http import OMITTED, SCOPE, Meter
 from otelbpf.identity import Processes, agent_resource, host
 from otelbpf.kernel import Host
 from otelbpf.model import HistogramPoints, Points, Resource
 from otelbpf.native.assembler import Shape
+from otelbpf.native.object import ProgramTime
 from otelbpf.otlp.queue import Counters, DroppedSpans
 from otelbpf.probe import Tally
 from otelbpf.probes import PROBES
@@ -160,8 +162,14 @@ def signals() -> Signals:
             histogram.record(np.zeros(1, np.int64), np.zeros(1), 1)
             seen.metrics.append((histogram.points(meter.table, 0), role))
     tallies = {"process": tally(Host), **{probe.name: tally(Exchange) for probe in PROBES}}
-    export = Counters(0, DroppedSpans(0, 0, 0), 0, 0, 0, 0, 0, 0)
-    seen.metrics += [(points, None) for points in telemetry.points(seen.agent, tallies, export, 0, 0)]
+    account = telemetry.Account(
+        tallies,
+        Counters(0, DroppedSpans(0, 0, 0), *[0] * (len(fields(Counters)) - 2)),
+        Export(),
+        telemetry.usage(),
+        {"exchange_send": ProgramTime(0, 0)},
+    )
+    seen.metrics += [(points, None) for points in telemetry.points(seen.agent, account, 0, 0)]
     return seen
 
 
@@ -313,8 +321,10 @@ def own_metrics(seen: Signals) -> Iterator[str]:
     yield f"""## The agent's own metrics
 
 Scope `{telemetry.SCOPE.name}`, on the agent's own resource. Cumulative sums. For every probe:
-`otelbpf.events.seen` = `handled` + `lost` + `malformed` + `uncovered`. The metrics of spans are there with an OTLP
-output only; they are about what was handed to it."""
+`otelbpf.events.seen` = `handled` + `lost` + `malformed` + `uncovered`. The metrics of spans and of the queue are there
+with an OTLP output only; they are about what was handed to it: what was handed over = `exported` + `rejected` +
+`dropped` + what is in the queue. `otelbpf.bpf.program.*` are there with `status.program_time` only. `otel.sdk.*` and
+`process.*` are the conventions' names. All of this is in `otelbpf status`, too."""
     rows = []
     for points, role in seen.metrics:
         if role is None:

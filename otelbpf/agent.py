@@ -10,23 +10,27 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from selectors import EVENT_READ, DefaultSelector
 from threading import Event
+from typing import Any
 
-from otelbpf import telemetry
+from otelbpf import __version__, health, telemetry
 from otelbpf.command import Command
-from otelbpf.config import Config
-from otelbpf.errors import ConfigError
+from otelbpf.config import Config, adopted, changed, host_and_port
+from otelbpf.errors import ConfigError, OtelBpfError
+from otelbpf.health import Doors, Questions
 from otelbpf.identity import agent_resource
 from otelbpf.kernel import Host
-from otelbpf.native import features
+from otelbpf.native import features, privileges
+from otelbpf.native.object import enable_stats, program_times
 from otelbpf.otlp.encode import SpanEncoder
 from otelbpf.otlp.metrics import encode_metrics
 from otelbpf.otlp.output import OtlpOutput, Output
 from otelbpf.probe import Running, Tally
 from otelbpf.probes import PROBES
+from otelbpf.service import Notify, RuntimeDirectory
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +44,11 @@ COMMAND_GRACE_S = 3.0
 """How long a traced command may take to end after the SIGTERM that we pass on."""
 
 
-def run(config: Config, argv: Sequence[str] | None) -> int:
+def run(config: Config, argv: Sequence[str] | None, reread: Callable[[], Config] | None = None) -> int:
     """Trace what *config* selects, and *argv*, a command to start, until a signal or the command's end.
+
+    Args:
+        reread: Makes the configuration anew, for SIGHUP; None: SIGHUP ends the agent as SIGTERM does.
 
     Returns:
         The command's exit status when it ended by itself, else 0.
@@ -51,10 +58,15 @@ def run(config: Config, argv: Sequence[str] | None) -> int:
     """
     features.require()
     with ExitStack() as stack:
+        notify = stack.enter_context(closing(Notify(os.environ)))
         # Before any thread exists: a forked child has only one.
         command = stack.enter_context(closing(Command(argv))) if argv else None
+        os.umask(0o077)
+        directory = _directory(config, stack)
         stopping = Event()
-        signals = stack.enter_context(_signals(stopping))
+        signals = stack.enter_context(_signals(stopping, reload=reread is not None))
+        if config.status.program_time:
+            stack.callback(os.close, enable_stats())
         host = stack.enter_context(Host(config.select.ports, config.metrics.max_series))
         outputs = [_open(where, config, stack) for where in config.outputs]
         host.stopping = stopping.is_set
@@ -66,10 +78,15 @@ def run(config: Config, argv: Sequence[str] | None) -> int:
             probe.name: stack.enter_context(closing(probe.open(config.probes[probe.name], host))) for probe in PROBES
         }
         agent = Agent(config, host, running, outputs)
-        _say(f"tracing {_what(config, argv)}; to {_where(config)}")
+        agent.notify, agent.reread, agent.argv = notify, reread, argv
+        _doors(config, directory, agent.questions, stack)
+        said = f"tracing {_what(config, argv)}; to {_where(config)}"
+        _say(said)
+        notify.ready(said)
         if command:
             command.start()
         status = agent.loop(signals, command)
+        notify.stopping()
         agent.finish()
         return status
 
@@ -83,17 +100,27 @@ class Agent:
         self.resource = agent_resource()
         self.start_ns = time.time_ns()
         self.too_late = 0
+        self.argv: Sequence[str] | None = None
+        self.questions = Questions()
+        self.notify = Notify({})
+        self.reread: Callable[[], Config] | None = None
 
     def loop(self, signals: socket.socket, command: Command | None) -> int:
         """Tick until a signal came or the command ended; return the exit status."""
         stopping_s: float | None = None
-        next_metrics_s = time.monotonic() + self.config.metrics.interval_s
-        for number in self._ticks(signals, command):
+        next_metrics_s = time.monotonic()  # the first at once: it shows whether they get through
+        for numbers in self._ticks(signals, command):
             self.tick()
             now_s = time.monotonic()
             if now_s >= next_metrics_s:
                 next_metrics_s = now_s + self.config.metrics.interval_s
                 self.export_metrics()
+            self.questions.tick(self.report)
+            self.notify.alive(now_s)
+            if self.reread and signal.SIGHUP in numbers:
+                self.reload(self.reread)
+                next_metrics_s = min(next_metrics_s, now_s + self.config.metrics.interval_s)
+            number = next((each for each in numbers if not (self.reread and each == signal.SIGHUP)), 0)
             if number and not command:
                 return 0
             if command and command.poll() is not None:
@@ -113,8 +140,8 @@ class Agent:
                 return 0
         raise AssertionError
 
-    def _ticks(self, signals: socket.socket, command: Command | None) -> Iterator[int]:
-        """Wait for each tick; yield the signal that ended the wait, or 0."""
+    def _ticks(self, signals: socket.socket, command: Command | None) -> Iterator[bytes]:
+        """Wait for each tick; yield the numbers of the signals that came meanwhile."""
         with DefaultSelector() as asked, DefaultSelector() as waiting:
             for selector in (asked, waiting):
                 selector.register(signals, EVENT_READ)
@@ -128,7 +155,7 @@ class Agent:
                 # A ring that woke us once stays readable while it holds anything.
                 ready = asked.select(min(MIN_TICK_S, self.config.tick_s))
                 ready = ready or waiting.select(max(0.0, next_s - time.monotonic()))
-                yield signals.recv(64)[-1] if any(key.fileobj is signals for key, _ in ready) else 0
+                yield signals.recv(64) if any(key.fileobj is signals for key, _ in ready) else b""
 
     def tick(self, *, last: bool = False, until_s: float = math.inf) -> None:
         """Drain and export once; spans that are not encoded by *until_s* (monotonic) are counted as dropped."""
@@ -145,12 +172,64 @@ class Agent:
     def export_metrics(self) -> None:
         now_ns = time.time_ns()
         points = [each for probe in self.running.values() for each in probe.points(now_ns)]
-        tallies = self.tallies()
-        export = next((output.counters for output in self.outputs if isinstance(output, OtlpOutput)), None)
-        own = telemetry.points(self.resource, tallies, export, self.start_ns, now_ns)
+        own = telemetry.points(self.resource, self._account(), self.start_ns, now_ns)
         for request, count in encode_metrics([*points, *own], self.config.export.max_request_bytes):
             for output in self.outputs:
                 output.metrics(request, count)
+
+    def _account(self) -> telemetry.Account:
+        otlp = next((output for output in self.outputs if isinstance(output, OtlpOutput)), None)
+        return telemetry.Account(
+            self.tallies(),
+            otlp.counters if otlp else None,
+            self.config.export,
+            telemetry.usage(),
+            program_times() if self.config.status.program_time else {},
+        )
+
+    def report(self) -> dict[str, Any]:
+        """What `otelbpf status` and the health endpoint tell."""
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": (time.time_ns() - self.start_ns) / 1e9,
+            "tracing": _what(self.config, self.argv),
+            "to": _where(self.config),
+            "reasons": [trouble for output in self.outputs for trouble in output.trouble()],
+            "capabilities": privileges.names(privileges.effective()),
+            **telemetry.report(self._account()),
+        }
+
+    def reload(self, reread: Callable[[], Config]) -> None:
+        """Take over what changed in the configuration and may change while we run; a bad one changes nothing."""
+        self.notify.reloading()
+        try:
+            new = reread()
+        except OtelBpfError as e:
+            _say(f"reload: {e}; going on as before")
+        else:
+            keys = changed(self.config, new)
+            taken = [key for key in keys if self._take(key, new)]
+            left = [key for key in keys if key not in taken]
+            self.config = adopted(self.config, new, taken)
+            said = [f"now as the file says: {', '.join(taken)}"] if taken else []
+            said += [f"only after a restart: {', '.join(left)}"] if left else []
+            _say(f"reload: {'; '.join(said) or 'nothing has changed'}")
+        self.notify.ready(f"tracing {_what(self.config, self.argv)}; to {_where(self.config)}")
+
+    def _take(self, key: str, new: Config) -> bool:
+        """Apply one changed key; False if that takes a restart."""
+        match key.split("."):
+            case ["tick_s"] | ["metrics", "interval_s"]:
+                return True  # looked up each time
+            case ["select", name]:
+                return self.host.reselect(name, new.select)
+            case ["probes", probe, name]:
+                take = next(each.live.get(name) for each in PROBES if each.name == probe)
+                if take:
+                    take(self.running[probe], getattr(new.probes[probe], name))
+                return take is not None
+        return False
 
     def tallies(self) -> dict[str, Tally]:
         return {"process": self.host.tally()} | {name: probe.tally() for name, probe in self.running.items()}
@@ -178,12 +257,16 @@ class Agent:
 
 
 @contextmanager
-def _signals(stopping: Event) -> Iterator[socket.socket]:
-    """SIGTERM and SIGINT as bytes that can be read from a socket; *stopping* is set by the first."""
+def _signals(stopping: Event, *, reload: bool) -> Iterator[socket.socket]:
+    """SIGTERM, SIGINT and SIGHUP as bytes that can be read from a socket; *stopping* is set by those that end us."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     wakeup = signal.set_wakeup_fd(writer.fileno())
     before = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    if reload:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: None)
+    elif signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: stopping.set())
     try:
         yield reader
     finally:
@@ -198,6 +281,34 @@ def _say(text: str) -> None:
     """To the person who runs us, whatever the log level."""
     sys.stderr.write(f"otelbpf: {text}\n")
     sys.stderr.flush()
+
+
+def _directory(config: Config, stack: ExitStack) -> RuntimeDirectory | None:
+    """Make sure that we are the only agent, if that is asked for; None: there is no directory to know it from."""
+    path = config.status.directory
+    try:
+        directory = RuntimeDirectory(path)
+        stack.callback(directory.close)
+        if not config.allow_second:
+            directory.lock()
+    except OSError as e:
+        log.warning("no status socket, and a second agent would not be noticed: '%s': %s", path, e.strerror)
+        return None
+    return directory
+
+
+def _doors(config: Config, directory: RuntimeDirectory | None, questions: Questions, stack: ExitStack) -> None:
+    """Be ready to be asked, from now on."""
+    at = config.status.health
+    listener = health.listen(*host_and_port(at)) if at else None
+    status_socket = None
+    if directory:
+        try:
+            status_socket = directory.listen()
+        except OSError as e:
+            log.warning("no status socket: '%s': %s", directory.own_socket, e.strerror or e)
+    if listener or status_socket:
+        stack.callback(Doors(questions, status_socket, listener).close)
 
 
 def _open(where: str, config: Config, stack: ExitStack) -> Output:

@@ -11,6 +11,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -57,6 +58,12 @@ about each "no". Changes nothing. Exits 0 if everything that `run` needs is
 there, else 1.
 """
 
+STATUS = """\
+Ask the agents that run on this host what they trace, what became of every
+event, and what they take themselves. For root and the agent's own user.
+Exits 0 if all of them are ready, else 1.
+"""
+
 CONFIG = """\
 Print the effective configuration: every key, its value, and where that came
 from. Flags win over OTEL_* variables, those over the file, that over the
@@ -94,13 +101,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    conf = config.load(args.config, os.environ, _probes(), _flags(args))
-    if not (conf.select.pids or conf.select.ports or args.command):
-        raise UsageError(NOTHING_SELECTED)
+    def configured() -> config.Config:
+        conf = config.load(args.config, os.environ, _probes(), _flags(args))
+        if not (conf.select.pids or conf.select.ports or args.command):
+            raise UsageError(NOTHING_SELECTED)
+        return conf
 
+    conf = configured()
     from otelbpf import agent  # noqa: PLC0415 - --help must not wait for numpy and grpc
 
-    return agent.run(conf, args.command)
+    return agent.run(conf, args.command, configured if args.config else None)
 
 
 def check(_args: argparse.Namespace) -> int:
@@ -116,6 +126,18 @@ def check(_args: argparse.Namespace) -> int:
         if each.advice and not each.ok:
             print(f"     {'':{width}}  {each.advice}")
     return 0 if all(each.ok or not each.needed for each in found) else 1
+
+
+def status_(args: argparse.Namespace) -> int:
+    from otelbpf import status  # noqa: PLC0415 - as in run
+
+    reports = status.ask(config.load(args.config, os.environ, _probes(), {}).status.directory)
+    if args.json:
+        for report in reports:
+            print(json.dumps(report))
+    else:
+        print("\n\n".join("\n".join(status.text(report)) for report in reports))
+    return 0 if all(not report.get("reasons", [report.get("error")]) for report in reports) else 1
 
 
 def config_(args: argparse.Namespace) -> int:
@@ -135,6 +157,7 @@ def _flags(args: argparse.Namespace) -> config.Flags:
         "select.pids": ("--pid", tuple(args.pid)),
         "select.ports": ("--port", tuple(args.port)),
         "outputs": ("--output", tuple(args.output)),
+        "allow_second": ("--allow-second", args.allow_second),
     }
     return {key: (flag, values) for key, (flag, values) in given.items() if values}
 
@@ -213,6 +236,7 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     add = choices.add_argument_group("where to, and how").add_argument
     add("--output", type=_output, action="append", default=[], metavar="WHERE", help=OUTPUT)
     add("-c", "--config", type=Path, metavar="FILE", help="YAML; `otelbpf config` prints every key")
+    add("--allow-second", action="store_true", help="run beside another agent on this host")
 
     top = _Parser("otelbpf", description=__doc__, parents=[always], **_AS_WRITTEN)
     top.add_argument("--version", action="version", version=f"otelbpf {__version__}")
@@ -230,6 +254,13 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
         "check": names.add_parser(
             "check", help="what this machine allows, hook by hook", description=CHECK, parents=[always], **_AS_WRITTEN
         ),
+        "status": names.add_parser(
+            "status",
+            help="what the running agents do, and what became of every event",
+            description=STATUS,
+            parents=[always],
+            **_AS_WRITTEN,
+        ),
         "config": names.add_parser(
             "config",
             help="every key, its value, and where that came from",
@@ -239,7 +270,10 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
             **_AS_WRITTEN,
         ),
     }
-    for name, do in (("run", run), ("check", check), ("config", config_)):
+    asked = commands["status"].add_argument
+    asked("-c", "--config", type=Path, metavar="FILE", help="the agent's; only where its status.directory is another")
+    asked("--json", action="store_true", help="one JSON object for each agent, a line each")
+    for name, do in (("run", run), ("check", check), ("status", status_), ("config", config_)):
         commands[name].set_defaults(do=do)
     return top, commands
 

@@ -17,7 +17,7 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from difflib import get_close_matches
 from fractions import Fraction
 from itertools import pairwise
@@ -167,6 +167,32 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Status:
+    directory: Path = Path("/run/otelbpf")
+    """Where the status socket and the lock of the only agent are; nobody else may write there."""
+    health: str = ""
+    """HOST:PORT at which /healthz and /readyz answer whoever reaches it; empty: nowhere."""
+    program_time: bool = False
+    """Measure how long each BPF program runs. Needs CAP_SYS_ADMIN, and each run of any on this host then costs more."""
+
+    def __post_init__(self) -> None:
+        if self.health:
+            host_and_port(self.health)
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """Split HOST:PORT; an IPv6 address is in brackets.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+)):([0-9]{1,5})", text)
+    if not found or not 1 <= int(found[3]) <= 65535:
+        raise ValueError(f"health: want HOST:PORT, as in 127.0.0.1:13133, got {text!r}")
+    return found[1] or found[2], int(found[3])
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     select: Select = field(default_factory=Select)
     outputs: tuple[str, ...] = ("otlp",)
@@ -176,6 +202,9 @@ class Config:
     export: Export = field(default_factory=Export)
     metrics: Metrics = field(default_factory=Metrics)
     sampling: Sampling = field(default_factory=Sampling)
+    status: Status = field(default_factory=Status)
+    allow_second: bool = False
+    """Run beside another agent on this host; what both trace is reported twice."""
     probes: Mapping[str, Any] = field(default_factory=dict)
     """Every probe's own configuration, by the probe's name."""
 
@@ -188,6 +217,16 @@ class Config:
             except ValueError as e:
                 raise ValueError(f"outputs: {e}") from e
         _more_than_0(self, "tick_s")
+
+
+def host_of(endpoint: str) -> tuple[str, int | None]:
+    """Host and port of an endpoint, as far as it names them: gRPC has forms without."""
+    scheme, _, rest = endpoint.partition("://")
+    try:
+        parts = urlsplit(f"//{rest if scheme in ('http', 'https') else endpoint}")
+        return parts.hostname or "", parts.port
+    except ValueError:
+        return "", None
 
 
 def output(where: str) -> str:
@@ -230,7 +269,8 @@ def load(path: Path | None, environ: Mapping[str, str], probes: Mapping[str, typ
 
     Args:
         path: A YAML file, or None.
-        environ: Of it, OTEL_EXPORTER_OTLP_*, OTEL_METRIC_EXPORT_INTERVAL and OTEL_TRACES_SAMPLER* count.
+        environ: Of it, OTEL_EXPORTER_OTLP_*, OTEL_METRIC_EXPORT_INTERVAL, OTEL_TRACES_SAMPLER* and RUNTIME_DIRECTORY
+            count.
         probes: Every probe's config class, by the probe's name.
         flags: Flag and value by dotted key: {"select.ports": ("--port", (80,))}.
 
@@ -252,6 +292,42 @@ def settings(
     for key, doc in _leaves(schema):
         read = attrgetter(key)
         yield Setting(key, read(effective), read(default), sources.get(key, "default"), doc)
+
+
+def changed(old: Config, new: Config) -> list[str]:
+    """The keys whose values differ."""
+    before, after = dict(_values_of(old, "")), dict(_values_of(new, ""))
+    return [key for key in after if after[key] != before[key]]
+
+
+def adopted(old: Config, new: Config, keys: Iterable[str]) -> Config:
+    """Return *old* with the values that *new* has for *keys*."""
+
+    def mixed(mine: Any, theirs: Any, prefix: str) -> Any:
+        if isinstance(mine, Mapping) and prefix == "probes.":
+            return {name: mixed(each, theirs[name], f"{prefix}{name}.") for name, each in mine.items()}
+        if is_dataclass(mine) and not isinstance(mine, type):
+            names = [each.name for each in fields(mine)]
+            return replace(
+                mine, **{name: mixed(getattr(mine, name), getattr(theirs, name), f"{prefix}{name}.") for name in names}
+            )
+        return theirs if prefix.removesuffix(".") in wanted else mine
+
+    wanted = set(keys)
+    result: Config = mixed(old, new, "")
+    return result
+
+
+def _values_of(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if is_dataclass(value) and not isinstance(value, type):
+        inside = {each.name: getattr(value, each.name) for each in fields(value)}
+    elif key == "probes":
+        inside = dict(value)
+    else:
+        yield key, value
+        return
+    for name, each in inside.items():
+        yield from _values_of(each, f"{key}.{name}" if key else name)
 
 
 _Values = dict[str, Any]  # by dotted key
@@ -482,6 +558,8 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[s
             variable = f"OTEL_EXPORTER_OTLP_{infix}{suffix}"
             for value in _variable(environ, variable, ExportTarget, name, parse):
                 yield from ((f"export.{signal}.{name}", (variable, value)) for signal in signals)
+    if (text := environ.get("RUNTIME_DIRECTORY", "")) and ":" not in text:  # systemd's; of several, none is the one
+        yield "status.directory", ("RUNTIME_DIRECTORY", Path(text))
     variable = "OTEL_METRIC_EXPORT_INTERVAL"
     for value in _variable(environ, variable, Metrics, "interval_s", _milliseconds):
         yield "metrics.interval_s", (variable, value)

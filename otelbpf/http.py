@@ -95,6 +95,11 @@ class HttpMapping:
         """Ask for Resources again from now on."""
         self.assembler.forget()
 
+    def set_routes(self, routes: Sequence[str]) -> None:
+        """From now on, spans and series have these; what was counted stays where it was."""
+        self.routes = Routes(routes)
+        self.assembler.forget()
+
     def _restart(self) -> None:
         """Shape indices begin again."""
         self.shapes: list[SpanShape] = []

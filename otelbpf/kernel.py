@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from otelbpf.config import Sampling
+from otelbpf.config import Sampling, Select
 from otelbpf.correlate import Exchanges
 from otelbpf.errors import TargetError
 from otelbpf.identity import Processes
@@ -47,6 +47,7 @@ class Host:
         self.exchanges = Exchanges()
         self.samplers: Sequence[Sampling] = (Sampling(),)
         self.exchange: Object | None = None
+        self.ports = set(ports)
         self.generation = 0
         self.stopping: Callable[[], bool] = lambda: False
         self.processes = Processes()
@@ -100,6 +101,18 @@ class Host:
 
     def monotonic_ns(self) -> int:
         return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+    def reselect(self, name: str, select: Select) -> bool:
+        """Take over one changed key of the selection; False if that takes a restart."""
+        if name != "ports" or not self.constants["ports_selected"]:
+            return False
+        fd = self.kernel.map_fd("ports")
+        for port in self.ports - set(select.ports):
+            map_delete(fd, port.to_bytes(2, "little"))
+        for port in set(select.ports) - self.ports:
+            map_set(fd, port.to_bytes(2, "little"), RULE)
+        self.ports = set(select.ports)
+        return True
 
     def unix_ns(self, kernel_ns: NDArray[Any]) -> NDArray[Any]:
         return kernel_ns + np.uint64(self._offset)

@@ -119,3 +119,5 @@ class Probe:
     """A frozen dataclass: its keys, defaults and docs."""
     open: Callable[[Any, Context], Running]
     """Load and attach; raises LoadError when the kernel refuses."""
+    live: Mapping[str, Callable[[Any, Any], None]] = field(default_factory=dict)
+    """Keys of the configuration that may change while it runs: what to call with the running probe and the value."""

@@ -1,98 +1,305 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's own counters, as metrics: nothing is lost without showing here.
+"""The agent's own counters, as metrics and for `otelbpf status`: nothing is lost without showing here.
 
-For every probe: seen = handled + lost + malformed + uncovered.
+For every probe: seen = handled + lost + malformed + uncovered. For spans and
+points over OTLP: handed over = exported + rejected + dropped + queued.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import resource as limits
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from otelbpf import __version__
-from otelbpf.model import Attributes, NumberPoints, Resource, Scope
+from otelbpf.config import Export, ExportTarget, host_of
+from otelbpf.model import Attributes, NumberPoints, Resource, Scope, Value
+from otelbpf.native.object import ProgramTime
 from otelbpf.otlp.queue import Counters
 from otelbpf.probe import Tally
 
 SCOPE = Scope("otelbpf", __version__)
-Values = list[tuple[Attributes, int]]
+Values = list[tuple[Attributes, int | float]]
 
 
-def points(
-    resource: Resource, tallies: Mapping[str, Tally], export: Counters | None, start_ns: int, time_ns: int
-) -> list[NumberPoints]:
-    """All own metrics as cumulative sums.
+class Usage(NamedTuple):
+    """What this process takes."""
 
-    Args:
-        tallies: By probe name.
-        export: The OTLP queue's counters; None without an OTLP output.
-    """
-    seen: Values = [({"otelbpf.probe": name}, tally.seen) for name, tally in tallies.items()]
-    handled: Values = [({"otelbpf.probe": name}, tally.handled) for name, tally in tallies.items()]
-    malformed: Values = [({"otelbpf.probe": name}, tally.malformed) for name, tally in tallies.items()]
-    lost: Values = [
-        ({"otelbpf.probe": name, "otelbpf.reason": reason}, count)
-        for name, tally in tallies.items()
-        for reason, count in tally.lost.items()
-    ]
-    uncovered: Values = [
-        ({"otelbpf.probe": name, "otelbpf.kind": kind}, count)
-        for name, tally in tallies.items()
-        for kind, count in tally.uncovered.items()
-    ]
-    omitted: Values = [
-        ({"otelbpf.probe": name, "otelbpf.reason": reason}, count)
-        for name, tally in tallies.items()
-        for reason, count in tally.omitted.items()
-    ]
-    flawed: Values = [
-        ({"otelbpf.probe": name, "otelbpf.missing": what}, count)
-        for name, tally in tallies.items()
-        for what, count in tally.flawed.items()
-    ]
-    metrics = [
-        ("otelbpf.events.seen", "{event}", "Events that the kernel side made.", seen),
-        ("otelbpf.events.handled", "{event}", "Events that became spans and metric points, or part of them.", handled),
-        ("otelbpf.events.lost", "{event}", "Events for which the kernel side had no room.", lost),
-        ("otelbpf.events.malformed", "{event}", "Events that could not be read.", malformed),
-        ("otelbpf.events.uncovered", "{event}", "Events of protocols that are not reported.", uncovered),
-        (
-            "otelbpf.spans.omitted",
-            "{span}",
-            "Counted in the metrics, but not a span of ours: not sampled, or an SDK's.",
-            omitted,
-        ),
-        (
-            "otelbpf.spans.flawed",
-            "{span}",
-            "Told without a parent that was lost, or before their end was seen.",
-            flawed,
-        ),
-    ]
-    if export:
-        dropped: Values = [
-            ({"otelbpf.reason": "queue_full"}, export.dropped_spans.queue_full),
-            ({"otelbpf.reason": "permanent"}, export.dropped_spans.permanent),
-            ({"otelbpf.reason": "shutdown"}, export.dropped_spans.shutdown),
-        ]
-        metrics += [
-            ("otelbpf.spans.exported", "{span}", "Spans that the Collector accepted.", [({}, export.exported_spans)]),
-            ("otelbpf.spans.rejected", "{span}", "Spans that the Collector refused.", [({}, export.rejected_spans)]),
-            ("otelbpf.spans.dropped", "{span}", "Spans that were not delivered.", dropped),
-        ]
+    user_s: float
+    system_s: float
+    resident_bytes: int
+    peak_bytes: int
+    threads: int
+    descriptors: int
+
+
+class Account(NamedTuple):
+    """Everything that the agent knows of itself."""
+
+    tallies: Mapping[str, Tally]
+    """By probe."""
+    export: Counters | None
+    """Of the OTLP queue; None without an OTLP output."""
+    targets: Export
+    usage: Usage
+    programs: Mapping[str, ProgramTime]
+    """By BPF program; empty unless they are timed."""
+
+
+class Metric(NamedTuple):
+    name: str
+    unit: str
+    description: str
+    values: Values
+    monotonic: bool = True
+
+
+def usage() -> Usage:
+    used = limits.getrusage(limits.RUSAGE_SELF)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return Usage(
+        used.ru_utime,
+        used.ru_stime,
+        int(status["VmRSS"].split()[0]) * 1024,
+        used.ru_maxrss * 1024,
+        int(status["Threads"]),
+        sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1,  # one of them reads the folder
+    )
+
+
+def points(resource: Resource, account: Account, start_ns: int, time_ns: int) -> list[NumberPoints]:
+    """All own metrics as cumulative sums."""
+    metrics = [*_events(account.tallies), *_process(account.usage), *_programs(account.programs)]
+    if account.export:
+        metrics += [*_spans(account.export), *_queue(account.export, account.targets)]
     return [
         NumberPoints(
             scope=SCOPE,
-            name=name,
-            unit=unit,
-            description=description,
-            resources=[resource] * len(values),
-            attributes=[attributes for attributes, _ in values],
-            start_ns=np.full(len(values), start_ns, np.uint64),
+            name=each.name,
+            unit=each.unit,
+            description=each.description,
+            resources=[resource] * len(each.values),
+            attributes=[attributes for attributes, _ in each.values],
+            start_ns=np.full(len(each.values), start_ns, np.uint64),
             time_ns=time_ns,
-            values=np.array([value for _, value in values], np.int64),
+            values=np.array([value for _, value in each.values], np.float64 if each.unit == "s" else np.int64),
+            monotonic=each.monotonic,
         )
-        for name, unit, description, values in metrics
-        if values
+        for each in metrics
+        if each.values
     ]
+
+
+def _events(tallies: Mapping[str, Tally]) -> Iterator[Metric]:
+    def of(field: str) -> Values:
+        return [({"otelbpf.probe": name}, getattr(tally, field)) for name, tally in tallies.items()]
+
+    def by(field: str, key: str) -> Values:
+        return [
+            ({"otelbpf.probe": name, key: what}, count)
+            for name, tally in tallies.items()
+            for what, count in getattr(tally, field).items()
+        ]
+
+    yield Metric("otelbpf.events.seen", "{event}", "Events that the kernel side made.", of("seen"))
+    yield Metric(
+        "otelbpf.events.handled",
+        "{event}",
+        "Events that became spans and metric points, or part of them.",
+        of("handled"),
+    )
+    yield Metric(
+        "otelbpf.events.lost",
+        "{event}",
+        "Events for which the kernel side had no room.",
+        by("lost", "otelbpf.reason"),
+    )
+    yield Metric("otelbpf.events.malformed", "{event}", "Events that could not be read.", of("malformed"))
+    yield Metric(
+        "otelbpf.events.uncovered",
+        "{event}",
+        "Events of protocols that are not reported.",
+        by("uncovered", "otelbpf.kind"),
+    )
+    yield Metric(
+        "otelbpf.spans.omitted",
+        "{span}",
+        "Counted in the metrics, but not a span of ours: not sampled, or an SDK's.",
+        by("omitted", "otelbpf.reason"),
+    )
+    yield Metric(
+        "otelbpf.spans.flawed",
+        "{span}",
+        "Told without a parent that was lost, or before their end was seen.",
+        by("flawed", "otelbpf.missing"),
+    )
+
+
+def _spans(export: Counters) -> Iterator[Metric]:
+    dropped: Values = [({"otelbpf.reason": reason}, count) for reason, count in asdict(export.dropped_spans).items()]
+    yield Metric(
+        "otelbpf.spans.exported", "{span}", "Spans that the Collector accepted.", [({}, export.exported_spans)]
+    )
+    yield Metric("otelbpf.spans.rejected", "{span}", "Spans that the Collector refused.", [({}, export.rejected_spans)])
+    yield Metric("otelbpf.spans.dropped", "{span}", "Spans that were not delivered.", dropped)
+
+
+def _queue(export: Counters, targets: Export) -> Iterator[Metric]:
+    """What the conventions have for exporters of SDKs, said of ours."""
+    spans = _component("otlp_grpc_span_exporter", targets.traces)
+    data_points = _component("otlp_grpc_metric_exporter", targets.metrics)
+    processor: Attributes = {
+        "otel.component.type": "batching_span_processor",
+        "otel.component.name": "batching_span_processor/0",
+    }
+    lost = asdict(export.dropped_spans)
+    yield Metric(
+        "otel.sdk.exporter.span.exported",
+        "{span}",
+        "Spans whose export has ended, with error.type where it failed.",
+        [
+            (spans, export.exported_spans),
+            ({**spans, "error.type": "rejected"}, export.rejected_spans),
+            *(({**spans, "error.type": reason}, n) for reason, n in lost.items() if reason != "queue_full"),
+        ],
+    )
+    yield Metric(
+        "otel.sdk.exporter.span.inflight",
+        "{span}",
+        "Spans that were passed to the exporter, and whose export has not ended.",
+        [(spans, export.in_flight_spans)],
+        monotonic=False,
+    )
+    yield Metric(
+        "otel.sdk.exporter.metric_data_point.exported",
+        "{data_point}",
+        "Data points whose export has ended, with error.type where it failed.",
+        [
+            (data_points, export.exported_points),
+            ({**data_points, "error.type": "rejected"}, export.rejected_points),
+            ({**data_points, "error.type": "dropped"}, export.dropped_points),
+        ],
+    )
+    yield Metric(
+        "otel.sdk.exporter.metric_data_point.inflight",
+        "{data_point}",
+        "Data points that were passed to the exporter, and whose export has not ended.",
+        [(data_points, export.in_flight_points)],
+        monotonic=False,
+    )
+    passed_on = export.exported_spans + export.rejected_spans + sum(lost.values()) - lost["queue_full"]
+    yield Metric(
+        "otel.sdk.processor.span.processed",
+        "{span}",
+        "Spans that left the queue, with error.type where there was no room.",
+        [(processor, passed_on), ({**processor, "error.type": "queue_full"}, lost["queue_full"])],
+    )
+    yield Metric(
+        "otel.sdk.processor.span.queue.size",
+        "{span}",
+        "Spans that wait, or are on their way.",
+        [(processor, export.queued_spans)],
+        monotonic=False,
+    )
+    yield Metric(
+        "otelbpf.queue.size",
+        "By",
+        "Serialized requests that wait, or are on their way.",
+        [({}, export.queued_bytes)],
+        monotonic=False,
+    )
+    yield Metric("otelbpf.queue.capacity", "By", "How much may wait.", [({}, targets.queue_bytes)], monotonic=False)
+
+
+def _component(kind: str, target: ExportTarget) -> dict[str, Value]:
+    attributes: dict[str, Value] = {"otel.component.type": kind, "otel.component.name": f"{kind}/0"}
+    host, port = host_of(target.endpoint)
+    if host:
+        attributes["server.address"] = host
+    if port:
+        attributes["server.port"] = port
+    return attributes
+
+
+def _process(usage: Usage) -> Iterator[Metric]:
+    yield Metric(
+        "process.cpu.time",
+        "s",
+        "CPU time that the agent has used.",
+        [({"cpu.mode": "user"}, usage.user_s), ({"cpu.mode": "system"}, usage.system_s)],
+    )
+    yield Metric(
+        "process.memory.usage",
+        "By",
+        "The agent's resident memory.",
+        [({}, usage.resident_bytes)],
+        monotonic=False,
+    )
+    yield Metric("process.thread.count", "{thread}", "The agent's threads.", [({}, usage.threads)], monotonic=False)
+    yield Metric(
+        "process.unix.file_descriptor.count",
+        "{file_descriptor}",
+        "The agent's open descriptors.",
+        [({}, usage.descriptors)],
+        monotonic=False,
+    )
+
+
+def _programs(programs: Mapping[str, ProgramTime]) -> Iterator[Metric]:
+    yield Metric(
+        "otelbpf.bpf.program.run_time",
+        "s",
+        "Time that BPF programs of ours ran, in the processes whose calls they follow.",
+        [({"otelbpf.bpf.program": name}, each.time_ns / 1e9) for name, each in programs.items()],
+    )
+    yield Metric(
+        "otelbpf.bpf.program.run_count",
+        "{run}",
+        "Runs of BPF programs of ours.",
+        [({"otelbpf.bpf.program": name}, each.runs) for name, each in programs.items()],
+    )
+
+
+def report(account: Account) -> dict[str, Any]:
+    """The same, as JSON has it."""
+    export = account.export
+    return {
+        "usage": account.usage._asdict(),
+        "probes": {
+            name: {
+                "seen": each.seen,
+                "handled": each.handled,
+                "lost": dict(each.lost),
+                "malformed": each.malformed,
+                "uncovered": dict(each.uncovered),
+                "omitted": dict(each.omitted),
+                "flawed": dict(each.flawed),
+            }
+            for name, each in account.tallies.items()
+        },
+        "export": {
+            "spans": _ledger(
+                export.exported_spans, export.rejected_spans, asdict(export.dropped_spans), export.queued_spans
+            ),
+            "data points": _ledger(
+                export.exported_points, export.rejected_points, {"dropped": export.dropped_points}, export.queued_points
+            ),
+        }
+        if export
+        else {},
+        "programs": {name: each._asdict() for name, each in account.programs.items()},
+    }
+
+
+def _ledger(exported: int, rejected: int, dropped: Mapping[str, int], queued: int) -> dict[str, Any]:
+    return {
+        "handed_over": exported + rejected + sum(dropped.values()) + queued,
+        "exported": exported,
+        "rejected": rejected,
+        "dropped": dict(dropped),
+        "queued": queued,
+    }

@@ -11,6 +11,15 @@ from hypothesis import settings
 settings.register_profile("shared machine", deadline=None)  # how fast it was is no test's business
 settings.load_profile("shared machine")
 
+
+@pytest.fixture(autouse=True)
+def runtime_directory(monkeypatch, tmp_path):
+    """Agents of this test find each other here, and no agent that the machine has."""
+    (tmp_path / "run").mkdir()
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    return tmp_path / "run"
+
+
 MUST_RUN = os.environ.get("OTELBPF_KERNEL") == "1" or os.environ.get("CI") == "true"
 
 

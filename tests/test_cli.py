@@ -29,7 +29,7 @@ def ran(monkeypatch):
     """What the agent was given, instead of running it; it returns 7."""
     given = []
 
-    def run(config, command):
+    def run(config, command, reread):
         given.append((config, command))
         return 7
 
@@ -69,7 +69,7 @@ def test_version():
 # ---- wrong usage --------------------------------------------------------------------------------
 
 WRONG = [
-    ("", "otelbpf: want a command: run, check, config"),
+    ("", "otelbpf: want a command: run, check, status, config"),
     ("--verbos check", "otelbpf check: --verbos: unknown flag, did you mean '--verbose'?"),
     ("run --prot 80", "otelbpf run: --prot: unknown flag, did you mean '--port'?"),
     ("run --por=80", "otelbpf run: --por: unknown flag, did you mean '--port'?"),

@@ -143,6 +143,7 @@ def test_every_variable_is_documented_with_its_key():
     wanted = {f"OTEL_EXPORTER_OTLP_{suffix}": key for suffix, (key, _) in config._VARIABLES.items()}
     wanted |= {"OTEL_EXPORTER_OTLP_PROTOCOL": "none", "OTEL_METRIC_EXPORT_INTERVAL": "metrics.interval_s"}
     wanted |= {"OTEL_TRACES_SAMPLER": "sampling.sampler", "OTEL_TRACES_SAMPLER_ARG": "sampling.ratio"}
+    wanted |= {"RUNTIME_DIRECTORY": "status.directory"}
     rows = table(GUIDE / "configuration.md", "## Variables")
     assert {row[0].strip("`"): re.match(r"`?([\w.]+)", row[1])[1] for row in rows} == wanted
 

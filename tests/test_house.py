@@ -24,7 +24,7 @@ FLOORS = (
     {"__main__"},
     {"cli"},
     {"agent"},
-    {"kernel", "probes", "telemetry"},
+    {"kernel", "probes", "telemetry", "health", "service", "status"},
     {"http"},
     {"capture", "probe"},
     {"aggregate", "command", "correlate", "identity", "native", "otlp", "protocols"},

@@ -274,6 +274,25 @@ int otb_iterate(otb_object *obj, const char *program, const char *map)
 	return err;
 }
 
+int otb_enable_stats(void)
+{
+	return bpf_enable_stats(BPF_STATS_RUN_TIME);
+}
+
+int otb_program_time(otb_object *obj, const char *program, uint64_t *runs, uint64_t *time_ns)
+{
+	struct bpf_program *prog = bpf_object__find_program_by_name(obj->bpf, program);
+	struct bpf_prog_info info = {};
+	uint32_t size = sizeof(info);
+	int err = -ENOENT;
+
+	if (prog && bpf_program__fd(prog) >= 0)
+		err = bpf_obj_get_info_by_fd(bpf_program__fd(prog), &info, &size);
+	*runs = info.run_cnt;
+	*time_ns = info.run_time_ns;
+	return err;
+}
+
 void otb_detach(otb_object *obj)
 {
 	for (int i = 0; i < obj->n_links; i++)

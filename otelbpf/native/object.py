@@ -7,12 +7,13 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from otelbpf.errors import LoadError
+from otelbpf.errors import LoadError, NotSupported
 from otelbpf.native._shim import ffi, lib
 from otelbpf.native.layout import DType, check
 
@@ -22,6 +23,7 @@ FRAME = 8  # bytes in front of each drained record, see shim.h
 DRAIN_BYTES = 2 << 20
 
 lib.otb_init()
+_loaded: WeakSet[Object] = WeakSet()
 
 
 def libbpf_version() -> str:
@@ -80,6 +82,7 @@ class Object:
             LoadError: The kernel refused; the message ends with its last telling line.
         """
         self._done(lib.otb_load(self._ptr), "cannot be loaded")
+        _loaded.add(self)
 
     def attach(self, program: str) -> None:
         """Attach one program at the hook that its section names.
@@ -115,6 +118,15 @@ class Object:
         """Run a ``SEC("iter/bpf_map_elem")`` program over all of a map."""
         self._done(lib.otb_iterate(self._ptr, program.encode(), map_name.encode()), f"running {program}")
 
+    def times(self) -> Mapping[str, ProgramTime]:
+        """How often and how long each loaded program ran, while `enable_stats` is on."""
+        runs, time_ns = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        return {
+            name: ProgramTime(int(runs[0]), int(time_ns[0]))
+            for name in self.programs()
+            if lib.otb_program_time(self._ptr, name.encode(), runs, time_ns) == 0
+        }
+
     def _done(self, result: int, what: str) -> int:
         if result >= 0:
             return result
@@ -127,6 +139,7 @@ class Object:
         raise LoadError(self.name, f"{what}: {os.strerror(-result)}{advice}", _log())
 
     def close(self) -> None:
+        _loaded.discard(self)
         if self._ptr != ffi.NULL:
             lib.otb_close(self._ptr)
             self._ptr = ffi.NULL
@@ -136,6 +149,31 @@ class Object:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class ProgramTime(NamedTuple):
+    runs: int
+    time_ns: int
+
+
+def enable_stats() -> int:
+    """Have the kernel time every BPF program of this host, for as long as the descriptor that this returns is open.
+
+    Raises:
+        NotSupported: It takes CAP_SYS_ADMIN.
+    """
+    fd = int(lib.otb_enable_stats())
+    if fd < 0:
+        raise NotSupported(
+            f"status: program_time: the kernel does not time programs for us: {os.strerror(-fd)};"
+            " it needs CAP_SYS_ADMIN, or leave it off"
+        )
+    return fd
+
+
+def program_times() -> Mapping[str, ProgramTime]:
+    """`Object.times` of everything that is loaded."""
+    return {name: time for each in _loaded for name, time in each.times().items()}
 
 
 def kernel_params(function: str) -> int:

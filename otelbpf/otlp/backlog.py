@@ -24,6 +24,9 @@ class Backlog:
         self.max_requests = max_requests
         self.bytes = 0
         self.requests = 0
+        self.queued_items = 0
+        """Waiting or under way."""
+        self.in_flight_items = 0
         self.items: Counter[str] = Counter()
         self.dropped_requests = 0
         self._waiting: deque[Batch] = deque()
@@ -35,6 +38,7 @@ class Backlog:
             self._waiting.append(batch)
             self.bytes += len(batch.request)
             self.requests += 1
+            self.queued_items += batch.items
             if self._closed:
                 self._drop(self._waiting.pop(), "shutdown")
             while self._waiting and (self.bytes > self.max_bytes or self.requests > self.max_requests):
@@ -43,20 +47,27 @@ class Backlog:
     def take(self) -> Batch | None:
         """The oldest that waits; it counts against the bound until it is delivered or dropped."""
         with self._lock:
-            return self._waiting.popleft() if self._waiting else None
+            if not self._waiting:
+                return None
+            self.in_flight_items += self._waiting[0].items
+            return self._waiting.popleft()
 
     def put_back(self, batch: Batch) -> None:
         with self._lock:
+            self.in_flight_items -= batch.items
             self._waiting.appendleft(batch)
 
     def delivered(self, batch: Batch, rejected: int) -> None:
         with self._lock:
+            self.in_flight_items -= batch.items
             self._forget(batch)
             self.items["exported"] += batch.items - rejected
             self.items["rejected"] += rejected
 
     def drop(self, batch: Batch, reason: Reason) -> None:
+        """Give up one that was taken."""
         with self._lock:
+            self.in_flight_items -= batch.items
             self._drop(batch, reason)
 
     def close(self) -> None:
@@ -74,3 +85,4 @@ class Backlog:
     def _forget(self, batch: Batch) -> None:
         self.bytes -= len(batch.request)
         self.requests -= 1
+        self.queued_items -= batch.items

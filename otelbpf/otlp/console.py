@@ -414,6 +414,9 @@ class ConsoleOutput:
     def metrics(self, request: bytes, points: int) -> None:
         """Nothing: the table is computed from the spans, so that it needs no export interval."""
 
+    def trouble(self) -> list[str]:
+        return []
+
     def summary(self) -> str:
         return ""
 

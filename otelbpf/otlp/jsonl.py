@@ -50,6 +50,7 @@ class FileOutput:
         self.written_points = self.dropped_points = 0
         self._size = 0
         self._failed = self._given_up = False
+        self._stuck = False
         try:
             self._fd = _stdout() if path == "-" else os.open(path, NEW_FILE, 0o600)
         except OSError as e:
@@ -91,6 +92,9 @@ class FileOutput:
             os.close(self._fd)
             self._fd = -1
 
+    def trouble(self) -> list[str]:
+        return [f"output '{self.path}' cannot be written"] if self._stuck else []
+
     def summary(self) -> str:
         return f"{self.written_spans} spans written, {self.dropped_spans} dropped"
 
@@ -102,18 +106,19 @@ class FileOutput:
                 written = os.write(self._fd, rest) if self._room is None else self._piece(self._room, rest)
                 if not written:
                     log.warning("output: '%s' is not read; dropping everything from now on", self.path)
-                    self._given_up = True
+                    self._given_up = self._stuck = True
                     return False
                 rest = rest[written:]
         except OSError as e:
             if not self._failed:
                 log.warning("output: cannot write '%s': %s; dropping what does not fit", self.path, e.strerror)
-            self._failed = True
+            self._failed = self._stuck = True
             if len(rest) < len(line) and self.path != "-":
                 with suppress(OSError):  # a pipe has no end to cut off
                     os.ftruncate(self._fd, self._size)  # half a line would spoil the next one
             return False
         self._size += len(line)
+        self._stuck = False
         return True
 
     def _piece(self, room: select.poll, rest: memoryview) -> int:

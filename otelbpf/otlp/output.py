@@ -18,6 +18,10 @@ class Output(Protocol):
     def close(self, deadline_s: float) -> None:
         """Deliver what is left within *deadline_s* seconds; count what could not be."""
 
+    def trouble(self) -> list[str]:
+        """What keeps data from getting out now, a line each."""
+        ...
+
     def summary(self) -> str:
         """What became of the spans, for the agent's last line; empty when there is nothing to say."""
         ...
@@ -35,6 +39,7 @@ class OtlpOutput:
         self.traces = self._queue.traces
         self.metrics = self._queue.metrics
         self.close = self._queue.close
+        self.trouble = self._queue.trouble
 
     def summary(self) -> str:
         spans, dropped = self.counters, self.counters.dropped_spans

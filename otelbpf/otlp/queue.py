@@ -55,7 +55,11 @@ class Counters:
     rejected_points: int
     dropped_requests: int
     queued_bytes: int
-    """Waiting or under way."""
+    """Waiting or under way, as the next two."""
+    queued_spans: int
+    queued_points: int
+    in_flight_spans: int
+    in_flight_points: int
 
 
 class Lane:
@@ -86,6 +90,8 @@ class Lane:
         self.told_down = False
         self.quiet_until = 0.0
         self.warned: set[str] = set()
+        self.last_error = ""
+        """Why the last request was not taken; empty when it was."""
 
     def hurry(self) -> None:
         """Try at once, as if nothing had failed before."""
@@ -116,6 +122,7 @@ class Lane:
             try:
                 rejected = self.exporter.result(reply)
             except ExportError as e:
+                self.last_error = f"does not take {self.items}: {e}"
                 if e.retry:
                     self.backlog.put_back(batch)
                     self._failed(e)
@@ -124,12 +131,17 @@ class Lane:
                     self._answered()
                     self._warn_once(f"refuses {self.items}, which are dropped", str(e))
             else:
+                self.last_error = ""
                 self.backlog.delivered(batch, min(rejected.items, batch.items))
                 self._answered()
                 if rejected.items:
                     self._warn_once(f"rejects some {self.items} of a request", rejected.message)
                 elif rejected.message:
                     self._warn_once(f"took {self.items} with a warning", rejected.message)
+
+    def trouble(self) -> str:
+        """Why nothing gets through; empty when the last request did."""
+        return f"collector at {self.exporter.endpoint} {self.last_error}" if self.last_error else ""
 
     def close(self) -> None:
         """Disconnect; what was not delivered is dropped."""
@@ -230,6 +242,13 @@ class SendQueue:
         self._wake.set()
         self._sender.join()
 
+    def trouble(self) -> list[str]:
+        """What keeps data from getting through now, a line each."""
+        troubles = [trouble for lane in self._lanes if (trouble := lane.trouble())]
+        if not troubles and not (self._traces.items["exported"] or self._metrics.items["exported"]):
+            return [f"collector at {self._lanes[0].exporter.endpoint} has not taken anything yet"]
+        return troubles
+
     def counters(self) -> Counters:
         spans, points = self._traces.items, self._metrics.items
         return Counters(
@@ -241,6 +260,10 @@ class SendQueue:
             rejected_points=points["rejected"],
             dropped_requests=self._traces.dropped_requests + self._metrics.dropped_requests,
             queued_bytes=self._traces.bytes + self._metrics.bytes,
+            queued_spans=self._traces.queued_items,
+            queued_points=self._metrics.queued_items,
+            in_flight_spans=self._traces.in_flight_items,
+            in_flight_points=self._metrics.in_flight_items,
         )
 
     def _run(self) -> None:

@@ -110,6 +110,9 @@ class Exchange:
             self._command.cookie = cookie
             self.object.run("exchange_ignore", self._command)
 
+    def set_routes(self, routes: Sequence[str]) -> None:
+        self.http.set_routes(routes)
+
     def points(self, time_ns: int) -> Sequence[Points]:
         return self.http.points(time_ns)
 
@@ -132,4 +135,4 @@ class Exchange:
         self.object.close()
 
 
-PROBE = Probe("exchange", ExchangeConfig, Exchange)
+PROBE = Probe("exchange", ExchangeConfig, Exchange, live={"routes": Exchange.set_routes})
