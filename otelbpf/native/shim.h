@@ -29,7 +29,7 @@ int otb_run(otb_object *obj, const char *program, void *context, uint32_t size);
 int otb_kernel_params(const char *function); /* number of parameters, from the kernel's BTF */
 int otb_iterate(otb_object *obj, const char *program,
 		const char *map); /* run an iterator over a map, once */
-int otb_enable_stats(void); /* a descriptor: programs are timed while it is open */
+int otb_enable_stats(void);       /* a descriptor: programs are timed while it is open */
 int otb_program_time(otb_object *obj, const char *program, uint64_t *runs, uint64_t *time_ns);
 void otb_detach(otb_object *obj);
 void otb_close(otb_object *obj); /* detaches and unloads everything */
