@@ -42,6 +42,7 @@ OBVIOUS = re.compile(
     # cus_NffrFeUfNV2Hib and its like, but not get_notification2
     r"|[a-z]{1,12}(?:_[a-z]{1,9})?_(?=[a-z]*\d[a-z\d]*[a-z]|\d|(?-i:[a-z]*[A-Z]+[a-z]+[A-Z]))[a-z\d]{8,}"
     r"|.*\d\.\d+\.\d.*"  # v1.2.3
+    r"|.+\.\..+"  # a range: v1.2..v1.3, main...dev
     r"|\{.*\}|[^@]+@.+|.*[ /=+,;].*",
     re.IGNORECASE | re.DOTALL,
 )
@@ -116,6 +117,14 @@ ACTIONS = frozenset((
 ))
 # fmt: on
 """What collections have beside their things."""
+ALIASES = (
+    (
+        re.compile(r"(?:.*\D)?\d+\.\d+(?:\D.*)?"),  # versions of things
+        frozenset(("alpha", "beta", "canary", "edge", "latest", "lts", "next", "nightly", "snapshot", "stable")),
+    ),
+    (re.compile(r"[\da-f]{40}"), frozenset(("HEAD", "develop", "main", "master", "trunk"))),  # Git's commits
+)
+"""What such identifiers are called beside them."""
 PASS_ON = ("proxy", "static")
 """What follows is the path of somebody else, or of a file."""
 GUESSES = 32
@@ -210,7 +219,11 @@ class _Evidence:
 
 
 class _Position:
-    __slots__ = ("above", "evidence", "is_open", "is_route", "kind", "literals", "name", "template", "thing")
+    # fmt: off
+    __slots__ = (
+        "above", "aliases", "evidence", "is_open", "is_route", "kind", "literals", "name", "template", "thing",
+    )
+    # fmt: on
 
     def __init__(self, above: _Position | None, name: str, kind: Kind, template: str) -> None:
         self.above = above
@@ -222,6 +235,8 @@ class _Position:
         self.is_route = False
         self.is_open = False
         """Words are things, but for the literals and what `excepts` names."""
+        self.aliases: frozenset[str] = frozenset()
+        """Words that are things here."""
         self.literals: dict[str, _Position] = {}
         self.thing: _Position | None = None
         self.evidence: _Evidence | None = None
@@ -321,7 +336,13 @@ class Templates:
         segment = segments[i]
         if at.thing and at.thing.kind is Kind.REST and segment:
             return at.thing
-        if (at.is_open and not at.excepts(segment)) or is_id(segment):
+        if is_id(segment):
+            if at.evidence or not at.thing:
+                for looks, names in ALIASES:
+                    if looks.fullmatch(segment):
+                        at.aliases |= names
+            return at.thing or self._thing(at)
+        if (at.is_open and not at.excepts(segment)) or segment in at.aliases:
             return at.thing or self._thing(at)
         return self._learn(at, segments, i) if learn else None
 
