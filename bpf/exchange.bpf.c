@@ -25,6 +25,7 @@
 #include "compat.bpf.h"
 #include "connection.bpf.h"
 #include "ring.bpf.h"
+#include "socket.bpf.h"
 #include "span.bpf.h"
 #include "target.bpf.h"
 
@@ -400,6 +401,37 @@ static __always_inline struct connection *new_connection(__u64 cookie, __u8 role
 	return c;
 }
 
+const volatile bool follow_sockets = false; /* set before load: another probe asks whose they are */
+
+/* Called in the process that uses the socket. */
+static __always_inline void follow(struct sock *sk, const struct connection *c, __u64 flags)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct followed_socket whose = {
+		.id = c->event.cookie,
+		.begin_ns = bpf_ktime_get_ns(),
+		.pid = bpf_get_current_pid_tgid() >> 32,
+		.role = c->role,
+	};
+	__u64 at = (__u64)sk;
+
+	if (!follow_sockets)
+		return;
+	whose.process_start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	bpf_map_update_elem(&followed_sockets, &at, &whose, flags);
+}
+
+/* A process handed the connection to another one. */
+static __always_inline void follow_to(struct sock *sk, const struct exchange_event *e)
+{
+	struct followed_socket *whose = follow_sockets ? followed(sk) : NULL;
+
+	if (whose) {
+		whose->pid = e->pid;
+		whose->process_start_ns = e->process_start_ns;
+	}
+}
+
 /* A client's local port is not chosen before its handshake, so not when the connection is made. */
 static __always_inline void read_addresses(struct connection *c, struct sock *sk)
 {
@@ -457,6 +489,8 @@ static __always_inline void on_data(struct sock *sk, struct connection *c, const
 {
 	__u64 n = m->n, now = m->ns;
 	struct exchange_event *e;
+	bool first;
+	__u32 pid;
 
 	if (!c) {
 		c = new_connection(socket_id(sk), EXCHANGE_UNKNOWN);
@@ -468,10 +502,13 @@ static __always_inline void on_data(struct sock *sk, struct connection *c, const
 	e = &c->event;
 	if (c->torn)
 		give_up(c);
-	if (!e->peer_port)
+	first = !e->peer_port;
+	if (first)
 		read_addresses(c, sk);
 	if (c->role == EXCHANGE_UNKNOWN)
 		learn_role(c, sk, way, b, n);
+	if (first)
+		follow(sk, c, BPF_NOEXIST);
 	if (c->role == EXCHANGE_UNKNOWN)
 		goto out;
 
@@ -479,7 +516,10 @@ static __always_inline void on_data(struct sock *sk, struct connection *c, const
 		if (c->state == RESPONSE)
 			finish(c, EXCHANGE_NEXT);
 		if (c->state == IDLE) {
+			pid = e->pid;
 			begin(c, now, c->role);
+			if (pid && pid != e->pid)
+				follow_to(sk, e);
 			if (way == SEND)
 				e->send_seq = m->write_seq - (__u32)n;
 		}
@@ -786,8 +826,10 @@ int BPF_PROG(exchange_state, struct sock *sk, int before, int after)
 		    !pid_selected(bpf_get_current_pid_tgid() >> 32))
 			return 0;
 		c = new_connection(socket_id(sk), EXCHANGE_CLIENT);
-		if (c)
+		if (c) {
 			c->event.peer_port = 0; /* a socket may connect again, to someone else */
+			follow(sk, c, BPF_ANY);
+		}
 		return 0;
 	}
 	if (after != TCP_FIN_WAIT1 && after != TCP_LAST_ACK && after != TCP_CLOSE)

@@ -42,6 +42,8 @@ enum { IPPROTO_TCP = 6 };
 enum { MSG_PEEK = 2 };
 enum { RCV_SHUTDOWN = 1, SEND_SHUTDOWN = 2 };
 
+enum { TCP_CA_CWR = 2, TCP_CA_Recovery = 3, TCP_CA_Loss = 4 };
+
 enum {
 	TCP_ESTABLISHED = 1,
 	TCP_SYN_SENT = 2,
@@ -72,6 +74,7 @@ struct sock_common {
 	__be16 skc_dport;
 	__u16 skc_num;
 	unsigned short skc_family;
+	volatile unsigned char skc_state;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
 	atomic64_t skc_cookie;
@@ -128,9 +131,33 @@ struct bpf_iter__bpf_map_elem {
 	void *value;
 };
 
+struct inet_connection_sock {
+	__u32 icsk_rto; /* in ticks */
+	__u8 icsk_ca_state : 5;
+	__u8 icsk_retransmits;
+	__u8 icsk_backoff;
+};
+
+struct sk_buff {
+	char cb[48];
+};
+
+/* What TCP keeps in sk_buff.cb. */
+struct tcp_skb_cb {
+	__u32 seq;
+	__u32 end_seq;
+	__u16 tcp_gso_segs;
+	__u32 ack_seq;
+};
+
 struct tcp_sock {
 	__u64 bytes_received;
 	__u64 bytes_sent;
+	__u64 first_tx_mstamp; /* microseconds */
+	__u32 snd_una;
+	__u32 srtt_us; /* eighths */
+	__u32 dsack_dups;
+	__u32 packets_out;
 	__u32 rcv_nxt;
 	__u32 copied_seq;
 	__u32 snd_nxt;

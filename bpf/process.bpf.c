@@ -13,6 +13,7 @@
 
 #include "process.h"
 #include "ring.bpf.h"
+#include "socket.bpf.h"
 #include "target.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";

@@ -26,19 +26,20 @@ from unittest.mock import patch
 
 import numpy as np
 
-from otelbpf import telemetry
+from otelbpf import tcp, telemetry
 from otelbpf.aggregate import OVERFLOW
 from otelbpf.config import Export
 from otelbpf.http import OMITTED, SCOPE, Meter
 from otelbpf.identity import Processes, agent_resource, host
 from otelbpf.kernel import Host
-from otelbpf.model import HistogramPoints, Points, Resource
+from otelbpf.model import HistogramPoints, Points, Resource, SpanShape
 from otelbpf.native.assembler import Shape
 from otelbpf.native.object import ProgramTime
 from otelbpf.otlp.queue import Counters, DroppedSpans
 from otelbpf.probe import Tally
 from otelbpf.probes import PROBES
 from otelbpf.probes.exchange import Exchange
+from otelbpf.probes.tcp import Tcp
 from otelbpf.protocols.http1 import CLOSED, METHODS, Described, Known, Parent, Role, describe
 from otelbpf.protocols.routes import Routes
 
@@ -98,6 +99,36 @@ SPANS: Mapping[str, Said] = {
     "url.scheme": Said(REQUIRED, "`http`: nothing else is covered"),
     "user_agent.original": Said(RECOMMENDED, "the User-Agent header", "the request has one"),
 }
+TCP_SPANS: Mapping[str, tuple[str, str]] = {
+    # attribute: when, where it comes from
+    "error.type": ("the connection ended first", "`connection_closed`"),
+    "network.local.address": (ALWAYS, "the socket"),
+    "network.local.port": (ALWAYS, "the socket"),
+    "network.peer.address": (ALWAYS, "the socket"),
+    "network.peer.port": (ALWAYS, "the socket"),
+    "network.tcp.backoff": (ALWAYS, "how often the timer was doubled, at the last retransmission"),
+    "network.tcp.congestion.state": (
+        ALWAYS,
+        "the kernel's, at the last retransmission: `open`, `disorder`, `cwr`, `recovery`, `loss`",
+    ),
+    "network.tcp.retransmit.bytes": (ALWAYS, "payload sent again"),
+    "network.tcp.retransmit.count": (ALWAYS, "segments sent again"),
+    "network.tcp.retransmit.spurious": (ALWAYS, "the peer said that it had all of it already (DSACK)"),
+    "network.tcp.retransmit.type": (ALWAYS, "the last one's; of an event: its own"),
+    "network.tcp.retransmit.types": (ALWAYS, "each type once, in the order of their first retransmission"),
+    "network.tcp.rto": (ALWAYS, "seconds: the timer at the end; of an event: then"),
+    "network.tcp.srtt": (ALWAYS, "seconds: the smoothed round-trip time at the end"),
+    "network.tcp.time_lost": (ALWAYS, "seconds, as [guide/tcp.md](guide/tcp.md#time-lost) defines it"),
+    "network.transport": (ALWAYS, "`tcp`"),
+    "network.type": (ALWAYS, "`ipv4`, `ipv6`"),
+    "otelbpf.correlation.method": (
+        "the span has a parent",
+        "`tcp_seq`: the request whose bytes they are; `handshake`: the first one on the connection",
+    ),
+    "otelbpf.socket.cookie": (ALWAYS, "the kernel's name of the socket: `SO_COOKIE`, `ss -e`"),
+    "otelbpf.tcp.offset": (ALWAYS, "of the lost bytes, from the first byte of the request or response"),
+    "otelbpf.tcp.role": ("known", "`client`: this side connected; `server`: it accepted"),
+}
 COUNTED: Mapping[str, str] = {
     # metric: which exchanges are in it
     "request.duration": "every exchange, from its first request byte to its last response byte",
@@ -125,6 +156,8 @@ RESOURCE: Mapping[str, str] = {
     "telemetry.distro.version": "the agent's version",
 }
 
+RUNNING: Mapping[str, type] = {"exchange": Exchange, "tcp": Tcp}
+
 # ---- what the code says -------------------------------------------------------------------------
 
 
@@ -133,6 +166,7 @@ class Signals:
     """Everything that was seen while the code ran."""
 
     described: list[Described] = field(default_factory=list)
+    episodes: list[SpanShape] = field(default_factory=list)
     metrics: list[tuple[Points, Role | None]] = field(default_factory=list)
     """With the role whose exchanges it counts; None: the agent's own."""
     process: Resource = field(default_factory=lambda: Resource({}))
@@ -143,9 +177,9 @@ class Signals:
 
 
 def signals() -> Signals:
-    if [probe.name for probe in PROBES] != ["exchange"]:
+    if [probe.name for probe in PROBES] != list(RUNNING):
         raise SystemExit(f"{sys.argv[0]}: a probe is new: let signals() run its code, too")
-    seen = Signals(described=list(exchanges()))
+    seen = Signals(described=list(exchanges()), episodes=list(episodes()))
     with (
         patch.object(host, "_machine_id", lambda: "0" * 32),
         patch.object(platform, "freedesktop_os_release", lambda: {"PRETTY_NAME": "x", "VERSION_ID": "x"}),
@@ -161,7 +195,7 @@ def signals() -> Signals:
         for histogram in meter.histograms:
             histogram.record(np.zeros(1, np.int64), np.zeros(1), 1)
             seen.metrics.append((histogram.points(meter.table, 0), role))
-    tallies = {"process": tally(Host), **{probe.name: tally(Exchange) for probe in PROBES}}
+    tallies = {"process": tally(Host), **{name: tally(owner) for name, owner in RUNNING.items()}}
     account = telemetry.Account(
         tallies,
         Counters(0, DroppedSpans(0, 0, 0), *[0] * (len(fields(Counters)) - 2)),
@@ -200,20 +234,28 @@ def exchanges() -> Iterator[Described]:
             yield describe(shape, texts.__getitem__, lambda *_: resource, routes, known)
 
 
+def episodes() -> Iterator[SpanShape]:
+    """Likewise of loss."""
+    here = bytes(10) + b"\xff\xff" + bytes(4)
+    for child, types, flags, end in product((False, True), ((1,), (3,)), (0, tcp.CLIENT), (1, tcp.CLOSED)):
+        yield tcp.described(tcp.Common(Resource({}), child, types, here, here, 0, flags, end, 2, spurious=False))
+
+
 def tally(owner: type) -> Tally:
     """Return a tally with every reason and kind that *owner* counts; no kernel is asked."""
     kernel = SimpleNamespace(counter=lambda _: 0)
     counts: defaultdict[str, int] = defaultdict(int)
     assembler = SimpleNamespace(counts=lambda: counts)
     http = SimpleNamespace(assembler=assembler, omitted=dict.fromkeys(OMITTED, 0))
-    stub = SimpleNamespace(kernel=kernel, object=kernel, http=http)
+    mapping = SimpleNamespace(told=0, omitted=dict.fromkeys(tcp.OMITTED, 0))
+    stub = SimpleNamespace(kernel=kernel, object=kernel, http=http, mapping=mapping)
     result: Tally = owner.tally(stub)  # type: ignore[attr-defined]
     return result
 
 
-def span_attributes(described: Sequence[Described]) -> dict[str, bool]:
+def span_attributes(shapes: Iterable[SpanShape]) -> dict[str, bool]:
     """Every key of these spans, and whether it is on all of them."""
-    keys = [{*each.span.all_attributes(), *each.span.columns} for each in described]
+    keys = [{*each.all_attributes(), *each.columns} for each in shapes]
     return {key: all(key in each for each in keys) for key in sorted(set().union(*keys))}
 
 
@@ -237,8 +279,16 @@ def values(points: Points, key: str) -> list[str]:
 def golden(seen: Signals) -> str:
     """One line for each name that a dashboard or a query may hold on to."""
     lines = [f"span {name}" for name in span_names(seen.described)]
-    lines += [f"span-attribute {role.name.lower()} {key}" for role in Role for key in span_attributes(seen.of(role))]
+    lines += [
+        f"span-attribute {role.name.lower()} {key}"
+        for role in Role
+        for key in span_attributes(each.span for each in seen.of(role))
+    ]
     lines += [f"correlation {parent.name}" for parent in Parent if parent]
+    lines += [f"span {each.name}" for each in seen.episodes]
+    lines += [f"span-attribute tcp {key}" for key in span_attributes(seen.episodes)]
+    lines += [f"value span-attribute tcp network.tcp.retransmit.type={each.name}" for each in tcp.Retransmit]
+    lines += [f"event-attribute tcp.retransmit {key}" for key in event_attributes()]
     for points, role in seen.metrics:
         lines.append(f"metric {points.name} {points.unit}")
         for key in metric_attributes(points, seen.of(role) if role else []):
@@ -247,12 +297,14 @@ def golden(seen: Signals) -> str:
                 lines += [f"value {points.name} {key}={value}" for value in values(points, key)]
     lines += [f"metric-attribute http.*.* {key}" for key in OVERFLOW]
     lines += [f"resource {key}" for key in {*seen.process.attributes, *seen.agent.attributes}]
-    lines += [f"scope {scope}" for scope in {SCOPE.name, telemetry.SCOPE.name}]
+    lines += [f"scope {scope}" for scope in {SCOPE.name, tcp.SCOPE.name, telemetry.SCOPE.name}]
     return "".join(f"{line}\n" for line in sorted(set(lines)))
 
 
 def page(seen: Signals) -> str:
-    return "\n\n".join([*spans(seen), *http_metrics(seen), *own_metrics(seen), *resources(seen)]) + "\n"
+    return (
+        "\n\n".join([*spans(seen), *tcp_spans(seen), *http_metrics(seen), *own_metrics(seen), *resources(seen)]) + "\n"
+    )
 
 
 def spans(seen: Signals) -> Iterator[str]:
@@ -274,7 +326,7 @@ Names: {names}.
 Unset. Flags say whether the parent is remote. "Level" is the requirement level in the conventions."""
     for role in Role:
         rows = []
-        for key, always in span_attributes(seen.of(role)).items():
+        for key, always in span_attributes(each.span for each in seen.of(role)).items():
             said: Said = known(SPANS, key, "SPANS")
             level = (role is Role.CLIENT and said.client_level) or said.level or "ours"
             rows.append((f"`{key}`", level, ALWAYS if always else said.when, said.source))
@@ -284,8 +336,27 @@ Unset. Flags say whether the parent is remote. "Level" is the requirement level 
         }
         yield f"### {role.name} spans\n\n{what[role]}"
         yield table(("Attribute", "Level", "When", "Where it comes from"), rows)
-    used = {key for role in Role for key in span_attributes(seen.of(role))}
+    used = {key for role in Role for key in span_attributes(each.span for each in seen.of(role))}
     unused(SPANS, used, "SPANS")
+
+
+def event_attributes() -> list[str]:
+    return sorted({"network.tcp.retransmit.type", *tcp.EVENT_COLUMNS})
+
+
+def tcp_spans(seen: Signals) -> Iterator[str]:
+    kinds = ", ".join(f"`{each.name}`" for each in tcp.Retransmit)
+    events = ", ".join(f"`{key}`" for key in event_attributes())
+    yield f"""## TCP spans
+
+Scope `{tcp.SCOPE.name}`. One INTERNAL span `tcp.retransmit` for each loss episode, from the first transmission of bytes
+that were sent again to their acknowledgement, below the span of the request that they belong to:
+[guide/tcp.md](guide/tcp.md). Types are {kinds}. One event of the same name for each retransmission, up to 16, with
+{events}."""
+    always = span_attributes(seen.episodes)
+    rows = [(f"`{key}`", known(TCP_SPANS, key, "TCP_SPANS")[0], TCP_SPANS[key][1]) for key in always]
+    yield table(("Attribute", "When", "Where it comes from"), rows)
+    unused(TCP_SPANS, always, "TCP_SPANS")
 
 
 def http_metrics(seen: Signals) -> Iterator[str]:

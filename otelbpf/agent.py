@@ -74,8 +74,10 @@ def run(config: Config, argv: Sequence[str] | None, reread: Callable[[], Config]
         pids = [*config.select.pids, *([command.pid] if command else [])]
         for pid in pids:
             host.select(pid)
+        probes = [probe for probe in PROBES if getattr(config.probes[probe.name], "enabled", True)]
+        host.follow_sockets = any(probe.sockets for probe in probes)
         running = {
-            probe.name: stack.enter_context(closing(probe.open(config.probes[probe.name], host))) for probe in PROBES
+            probe.name: stack.enter_context(closing(probe.open(config.probes[probe.name], host))) for probe in probes
         }
         agent = Agent(config, host, running, outputs)
         agent.notify, agent.reread, agent.argv = notify, reread, argv

@@ -114,12 +114,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(_args: argparse.Namespace) -> int:
-    from otelbpf import capture  # noqa: PLC0415 - as in run
-    from otelbpf.native import features  # noqa: PLC0415
+    from otelbpf.native import features  # noqa: PLC0415 - as in run
+    from otelbpf.probes import PROBES  # noqa: PLC0415
 
     found = features.check()
     if features.usable(found):
-        found += capture.check()
+        found += [feature for probe in PROBES for feature in probe.check()]
     width = max(len(each.name) for each in found)
     for each in found:
         print(f"{'yes' if each.ok else 'no '}  {each.name:{width}}  {each.detail}")

@@ -20,6 +20,10 @@ SLOTS = 1 << 16
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(64 - SLOTS.bit_length() + 1)
 
+SEVERAL = -2
+NEAR_NS = np.uint64(10_000_000_000)
+"""How far from its exchange's times, which are those of socket calls, a byte may be sent for the first time."""
+
 TOLD = np.dtype(
     [
         ("cookie", np.uint64),
@@ -65,6 +69,35 @@ class Exchanges:
         there = self._told[slots]
         return np.where((there["cookie"] == cookie) & (there["number"] == number) & (cookie != 0), slots, -1)
 
+    def find_sent(
+        self, cookie: NDArray[Any], seq: NDArray[Any], end_seq: NDArray[Any], at_ns: NDArray[Any]
+    ) -> NDArray[np.intp]:
+        """Positions of the exchanges that sent bytes of [seq, end_seq) on a socket, at about *at_ns*; all (n,).
+
+        -1: none that was told. `SEVERAL`: more than one.
+        """
+        found = np.full(len(cookie), -1, np.intp)
+        if not len(self._told) or not len(cookie):
+            return found
+        near = np.flatnonzero(np.isin(self._told["cookie"], cookie))
+        near = near[np.argsort(self._told["cookie"][near], kind="stable")]
+        cookies = self._told["cookie"][near]
+        first, last = np.searchsorted(cookies, cookie, "left"), np.searchsorted(cookies, cookie, "right")
+        # Every event with every exchange of its socket.
+        counts = last - first
+        event = np.repeat(np.arange(len(cookie)), counts)
+        row = near[np.arange(len(event)) - np.repeat(np.cumsum(counts) - counts - first, counts)]
+        told = self._told[row]
+        end = told["send_seq"] + told["sent"]
+        meets = _before(seq[event], end) & _before(told["send_seq"], end_seq[event]) & (told["sent"] > 0)
+        # Sequence numbers come again after 4 GiB.
+        at_ns = at_ns[event]
+        meets &= (told["start_ns"] <= at_ns + NEAR_NS) & (at_ns <= told["end_ns"] + NEAR_NS)
+        event, row = event[meets], row[meets]
+        found[event] = row
+        found[np.bincount(event, minlength=len(cookie)) > 1] = SEVERAL
+        return found
+
     def told(self, positions: NDArray[np.intp]) -> NDArray[Any]:
         """(n,) `TOLD` at positions that were found."""
         return self._told[positions]
@@ -72,6 +105,12 @@ class Exchanges:
     def resources(self, positions: NDArray[np.intp]) -> Sequence[Resource]:
         found: list[Resource] = self._resource[positions].tolist()
         return found
+
+
+def _before(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
+    """TCP's order of sequence numbers (RFC 9293 3.4): they wrap."""
+    earlier: NDArray[np.bool_] = (a - b).astype(np.int32) < 0
+    return earlier
 
 
 def _slots(cookie: NDArray[Any], number: NDArray[Any]) -> NDArray[np.intp]:

@@ -211,6 +211,7 @@ class HttpMapping:
         for i in np.flatnonzero(rows["parts"] > 1):  # cut by the kernel where HTTP does not cut: few
             parts = np.repeat(told[i : i + 1], rows["parts"][i] - 1)
             parts["number"] += np.arange(1, len(parts) + 1, dtype=np.uint32)
+            parts["sent"] = 0  # the first one counts all of it
             self.context.exchanges.remember(parts, np.repeat(resources[i : i + 1], len(parts)))
 
     def _ours(self, rows: NDArray[Any]) -> NDArray[np.bool_]:

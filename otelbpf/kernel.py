@@ -48,6 +48,7 @@ class Host:
         self.samplers: Sequence[Sampling] = (Sampling(),)
         self.exchange: Object | None = None
         self.ports = set(ports)
+        self.follow_sockets = False
         self.generation = 0
         self.stopping: Callable[[], bool] = lambda: False
         self.processes = Processes()

@@ -90,6 +90,27 @@ class SpanShape:
         return {**self.base.attributes, **self.attributes} if self.base else self.attributes
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EventShape:
+    """Everything that all span events of one shape have in common."""
+
+    name: str
+    attributes: Attributes
+    columns: tuple[str, ...] = ()
+    """Names of the columns that these events carry as attributes."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpanEvents:
+    """The m events of a batch of n spans, in the order of the spans. Times are Unix nanoseconds."""
+
+    shapes: Sequence[EventShape]
+    shape: NDArray[Any]  # (m,) uint32, index into shapes
+    ends: NDArray[Any]  # (n,) intp: where each span's events end; they begin where the ones before end
+    time_ns: NDArray[Any]  # (m,) uint64
+    columns: Mapping[str, NDArray[Any]]  # (m,) each, as in SpanBatch
+
+
 @dataclass(frozen=True, slots=True)
 class SpanBatch:
     """n finished operations of one scope. Times are Unix nanoseconds.
@@ -108,6 +129,7 @@ class SpanBatch:
     start_ns: NDArray[Any]  # (n,) uint64
     end_ns: NDArray[Any]  # (n,) uint64
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    events: SpanEvents | None = None
 
     def __len__(self) -> int:
         return len(self.shape)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from otelbpf.config import Sampling
 from otelbpf.correlate import Exchanges
 from otelbpf.model import Points, Resource, SpanBatch
+from otelbpf.native.features import Feature
 from otelbpf.native.object import Object, Ring
 
 
@@ -30,6 +31,8 @@ class Context(Protocol):
     """What other probes' events belong to. Who asks sets `wanted`, and comes after `exchange` in PROBES."""
     samplers: Sequence[Sampling]
     """By number of rule; the first is for rules that have none."""
+    follow_sockets: bool
+    """A probe is enabled that asks whose a socket is (bpf/socket.bpf.h)."""
     generation: int
     """Grows when a process that had a Resource became another program: ask for Resources again."""
 
@@ -119,5 +122,9 @@ class Probe:
     """A frozen dataclass: its keys, defaults and docs."""
     open: Callable[[Any, Context], Running]
     """Load and attach; raises LoadError when the kernel refuses."""
+    check: Callable[[], Sequence[Feature]]
+    """Which of its hooks this kernel allows, and what is lost without them."""
     live: Mapping[str, Callable[[Any, Any], None]] = field(default_factory=dict)
     """Keys of the configuration that may change while it runs: what to call with the running probe and the value."""
+    sockets: bool = False
+    """It asks whose a socket is (bpf/socket.bpf.h)."""

@@ -6,10 +6,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from otelbpf import __version__, agent, capture, cli
+from otelbpf import __version__, agent, cli
 from otelbpf.errors import OtelBpfError, TargetError
 from otelbpf.native import features
 from otelbpf.native.features import Feature
@@ -202,7 +203,7 @@ def test_check_prints_a_table(monkeypatch, capsys, ok, needed, status):
         Feature("CAP_SYS_PTRACE", ok=ok, detail="here", advice="do this", needed=needed),
     ]
     monkeypatch.setattr(features, "check", lambda: found[:1])
-    monkeypatch.setattr(capture, "check", lambda: found[1:])
+    monkeypatch.setattr("otelbpf.probes.PROBES", (SimpleNamespace(check=lambda: found[1:]),))
     assert cli.main(["check"]) == status
     lines = ["yes  BTF             /sys/kernel/btf/vmlinux"]
     lines += ["yes  CAP_SYS_PTRACE  here"] if ok else ["no   CAP_SYS_PTRACE  here", "                     do this"]

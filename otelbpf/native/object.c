@@ -244,6 +244,29 @@ int otb_kernel_params(const char *function)
 	return n;
 }
 
+/* The kernel's BTF has "typedef void (*btf_trace_NAME)(void *, ...)" for each
+ * (include/trace/bpf_probe.h). */
+int otb_tracepoint_params(const char *tracepoint)
+{
+	struct btf *btf = btf__load_vmlinux_btf();
+	const struct btf_type *type;
+	char name[128];
+	int id, n;
+
+	if (!btf)
+		return -errno;
+	snprintf(name, sizeof(name), "btf_trace_%s", tracepoint);
+	id = btf__find_by_name_kind(btf, name, BTF_KIND_TYPEDEF);
+	if (id < 0) {
+		btf__free(btf);
+		return id;
+	}
+	type = btf__type_by_id(btf, btf__type_by_id(btf, (uint32_t)id)->type); /* the pointer */
+	n = btf_vlen(btf__type_by_id(btf, type->type)) - 1;
+	btf__free(btf);
+	return n;
+}
+
 int otb_iterate(otb_object *obj, const char *program, const char *map)
 {
 	struct bpf_program *prog = bpf_object__find_program_by_name(obj->bpf, program);

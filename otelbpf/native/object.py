@@ -181,6 +181,12 @@ def kernel_params(function: str) -> int:
     return max(0, int(lib.otb_kernel_params(function.encode())))
 
 
+def tracepoint_params(tracepoint: str) -> int | None:
+    """How many arguments a raw tracepoint has; None when this kernel has no such tracepoint, or does not say."""
+    found = int(lib.otb_tracepoint_params(tracepoint.encode()))
+    return found if found >= 0 else None
+
+
 def map_set(fd: int, key: bytes, value: bytes) -> None:
     """Write one map entry; *key* and *value* have the map's sizes."""
     if (result := lib.otb_map_set(fd, key, value)) < 0:

@@ -26,7 +26,8 @@ int otb_attach(otb_object *obj, const char *program);
 int otb_map_fd(otb_object *obj, const char *map);
 int otb_global(otb_object *obj, const char *name, uint64_t *value); /* a variable of .bss */
 int otb_run(otb_object *obj, const char *program, void *context, uint32_t size);
-int otb_kernel_params(const char *function); /* number of parameters, from the kernel's BTF */
+int otb_kernel_params(const char *function);       /* number of parameters, from the kernel's BTF */
+int otb_tracepoint_params(const char *tracepoint); /* likewise, of its raw form; -ENOENT: none */
 int otb_iterate(otb_object *obj, const char *program,
 		const char *map); /* run an iterator over a map, once */
 int otb_enable_stats(void);       /* a descriptor: programs are timed while it is open */

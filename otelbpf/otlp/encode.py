@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from otelbpf.model import Resource, SpanBatch, SpanShape
-from otelbpf.otlp.templates import Layout, Template, heads, template
+from otelbpf.otlp.templates import Layout, Template, events, heads, template
 from otelbpf.otlp.wire import delimiter, resource_field, scope_field, text
 
 DELIMITERS = 2 * len(delimiter(1, 2**31))
@@ -72,14 +72,15 @@ class SpanEncoder:
             encoded = heads(batch, order[rows], layout)
             row_heads[rows] = encoded.tolist()
             sizes[members] += encoded.itemsize
-        delimiters = [delimiter(2, size) for size in sizes.tolist()]
 
-        pieces = np.empty((len(order), 3), object)
-        pieces[:, 0] = np.repeat(np.array(delimiters, object), counts)
-        pieces[:, 1] = row_heads
-        pieces[:, 2] = np.repeat(np.array([each.tail for each in templates], object), counts)
+        tails = np.repeat(np.array([each.tail for each in templates], object), counts)
+        if batch.events:
+            tails += np.array(events(batch.events), object)[order]
+            return _delimited(row_heads, tails)
+        delimiters = [delimiter(2, size) for size in sizes.tolist()]
         sizes += [len(each) for each in delimiters]
-        return pieces.ravel().tolist(), np.repeat(sizes, counts)
+        opened = np.repeat(np.array(delimiters, object), counts)
+        return _in_turn(opened, row_heads, tails), np.repeat(sizes, counts)
 
     def _requests(
         self,
@@ -129,3 +130,14 @@ class SpanEncoder:
         if known is None:
             known = self.resources[resource] = resource_field(resource)
         return known
+
+
+def _delimited(row_heads: NDArray[Any], tails: NDArray[Any]) -> tuple[list[bytes], NDArray[Any]]:
+    """Pieces and sizes of spans whose sizes differ within a shape."""
+    sizes = np.array([len(head) + len(tail) for head, tail in zip(row_heads, tails, strict=True)])
+    opened = np.array([delimiter(2, size) for size in sizes.tolist()], object)
+    return _in_turn(opened, row_heads, tails), sizes + [len(each) for each in opened]
+
+
+def _in_turn(*columns: NDArray[Any]) -> list[bytes]:
+    return np.stack(columns, axis=1).ravel().tolist()

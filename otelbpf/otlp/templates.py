@@ -9,12 +9,14 @@ head is a padded varint: longer than need be, which the wire format allows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from otelbpf.model import SpanBatch, SpanShape, Status
+from otelbpf.model import SpanBatch, SpanEvents, SpanShape, Status
 from otelbpf.otlp.wire import DOUBLE, FIXED32, FIXED64, INT, VARINT, attributes, delimited, delimiter, tag, text, varint
 
 
@@ -30,13 +32,18 @@ class Template(NamedTuple):
     tail: bytes
 
 
+Piece = tuple[bytes, NDArray[Any]]
+"""The same bytes in every row, then a column."""
+
+
 TRACE_ID = delimiter(1, 16)
 SPAN_ID = delimiter(2, 8)
 PARENT_ID = delimiter(4, 8)
 START = tag(7, FIXED64)
 END = tag(8, FIXED64)
 FLAGS = tag(16, FIXED32)
-ATTRIBUTE, STATUS = 9, 15
+ATTRIBUTE, EVENT, STATUS = 9, 11, 15
+EVENT_TIME, EVENT_ATTRIBUTE = tag(1, FIXED64), 3
 
 # Kind and status have few values, and encoding them anew costs as much as two cached attributes.
 KINDS = [tag(6, VARINT) + varint(kind) for kind in range(6)]
@@ -64,7 +71,7 @@ def heads(batch: SpanBatch, rows: NDArray[np.intp], layout: Layout) -> NDArray[n
     Returns:
         Shape (m,), V{width}; the width is the same for all of them.
     """
-    pieces = [
+    pieces: list[Piece] = [
         (TRACE_ID, batch.trace_id[rows]),
         (SPAN_ID, batch.span_id[rows]),
         (START, batch.start_ns[rows].astype("<u8", copy=False)),
@@ -73,13 +80,39 @@ def heads(batch: SpanBatch, rows: NDArray[np.intp], layout: Layout) -> NDArray[n
     ]
     if layout.has_parent:
         pieces.append((PARENT_ID, batch.parent_id[rows]))
-    for name in layout.columns:
-        value_tag, values = number(batch.columns[name][rows])
-        key = text(1, name)
-        value = len(value_tag) + values.itemsize
-        opening = delimiter(ATTRIBUTE, len(key) + len(delimiter(2, value)) + value)
-        pieces.append((opening + key + delimiter(2, value) + value_tag, values))
+    pieces += [column(ATTRIBUTE, name, batch.columns[name][rows]) for name in layout.columns]
+    return joined(pieces)
 
+
+def events(found: SpanEvents) -> list[bytes]:
+    """Encode all events of a batch: the fields that belong into each span."""
+    encoded = np.empty(len(found.time_ns), object)
+    for i, shape in enumerate(found.shapes):
+        rows = np.flatnonzero(found.shape == i)
+        if not len(rows):
+            continue
+        pieces: list[Piece] = [(EVENT_TIME, found.time_ns[rows].astype("<u8", copy=False))]
+        pieces += [column(EVENT_ATTRIBUTE, name, found.columns[name][rows]) for name in shape.columns]
+        head = joined(pieces)
+        tail = text(2, shape.name) + attributes(EVENT_ATTRIBUTE, shape.attributes.items())
+        opening = delimiter(EVENT, head.itemsize + len(tail))
+        encoded[rows] = [opening + each + tail for each in head.tolist()]
+    ends = found.ends.tolist()
+    each = encoded.tolist()
+    return [b"".join(each[start:end]) for start, end in pairwise([0, *ends])]
+
+
+def column(field: int, name: str, values: NDArray[Any]) -> Piece:
+    """One attribute whose value differs by row."""
+    value_tag, values = number(values)
+    key = text(1, name)
+    value = len(value_tag) + values.itemsize
+    opening = delimiter(field, len(key) + len(delimiter(2, value)) + value)
+    return opening + key + delimiter(2, value) + value_tag, values
+
+
+def joined(pieces: Sequence[Piece]) -> NDArray[np.void]:
+    """Constants and columns behind each other: shape (m,), V{width}, the same width for all."""
     head = bytearray()
     offsets = []
     for constant, values in pieces:
@@ -89,7 +122,7 @@ def heads(batch: SpanBatch, rows: NDArray[np.intp], layout: Layout) -> NDArray[n
     names = [f"f{i}" for i in range(len(pieces))]
     formats = [values.dtype for _, values in pieces]
     fields = np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": len(head)})
-    out = np.frombuffer(head * len(rows), fields)
+    out = np.frombuffer(head * len(pieces[0][1]), fields)
     for name, (_, values) in zip(names, pieces, strict=True):
         out[name] = values
     return out.view(f"V{len(head)}")

@@ -5,5 +5,6 @@ from __future__ import annotations
 
 from otelbpf.probe import Probe
 from otelbpf.probes.exchange import PROBE as EXCHANGE
+from otelbpf.probes.tcp import PROBE as TCP
 
-PROBES: tuple[Probe, ...] = (EXCHANGE,)
+PROBES: tuple[Probe, ...] = (EXCHANGE, TCP)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from otelbpf.capture import NAMES, OLD, Capture
+from otelbpf.capture import NAMES, OLD, Capture, check
 from otelbpf.http import HttpMapping
 from otelbpf.model import Points, SpanBatch
 from otelbpf.native._shim import ffi, lib
@@ -54,7 +54,8 @@ def prepare(obj: Object, config: ExchangeConfig, context: Context) -> None:
     obj.set_max_entries("exchange_events", config.ring_bytes)
     for each in ("connections", "socket_ids"):
         obj.set_max_entries(each, config.max_connections)
-    for shared in ("targets", "ports"):
+    obj.set_constants({"follow_sockets": context.follow_sockets})
+    for shared in ("targets", "ports", "followed_sockets"):
         obj.share_map(shared, context.kernel)
 
 
@@ -135,4 +136,4 @@ class Exchange:
         self.object.close()
 
 
-PROBE = Probe("exchange", ExchangeConfig, Exchange, live={"routes": Exchange.set_routes})
+PROBE = Probe("exchange", ExchangeConfig, Exchange, check, live={"routes": Exchange.set_routes})

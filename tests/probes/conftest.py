@@ -23,9 +23,9 @@ from tests.probes.otlp import spans_of
 class App:
     """A child that runs *code* once it is selected; talks through its standard streams."""
 
-    def __init__(self, code):
+    def __init__(self, code, inside=()):
         self.process = subprocess.Popen(
-            [sys.executable, "-u", "-c", "import sys\nsys.stdin.readline()\n" + code],
+            [*inside, sys.executable, "-u", "-c", "import sys\nsys.stdin.readline()\n" + code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -52,16 +52,17 @@ class App:
 class Tracing:
     """What the probe made so far: decoded spans, as the Collector would get them."""
 
-    def __init__(self, host, exchange):
-        self.host, self.exchange = host, exchange
+    def __init__(self, host, exchange, *others):
+        self.host, self.exchange, self.others = host, exchange, others
         self.encoder = SpanEncoder()
         self.spans = []
 
     def tick(self, *, last=False):
         self.host.tick()
-        for batch in self.exchange.tick(last=last):
-            for request, _ in self.encoder.encode(batch):
-                self.spans += spans_of(request)
+        for probe in (self.exchange, *self.others):
+            for batch in probe.tick(last=last):
+                for request, _ in self.encoder.encode(batch):
+                    self.spans += spans_of(request)
 
     def until(self, n, seconds=5.0):
         """Tick until there are *n* spans, then a little longer: there must not be more."""
@@ -95,11 +96,11 @@ def unaccounted(tally):
 
 @pytest.fixture
 def app():
-    """app(code): start a child that waits for its first go()."""
+    """app(code): start a child that waits for its first go(); *inside* is the command to run it by."""
     started = []
 
-    def start(code):
-        started.append(App(code))
+    def start(code, inside=()):
+        started.append(App(code, inside))
         return started[-1]
 
     yield start

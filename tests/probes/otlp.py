@@ -3,10 +3,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+
+@dataclass(frozen=True)
+class Event:
+    name: str
+    time_ns: int
+    attributes: dict[str, Any]
+
+    def __getitem__(self, key):
+        return self.attributes.get(key)
 
 
 @dataclass(frozen=True)
@@ -23,13 +33,19 @@ class Span:
     status: int
     attributes: dict[str, Any]
     resource: dict[str, Any]
+    events: list[Event] = field(default_factory=list)
 
     def __getitem__(self, key):
         return self.attributes.get(key)
 
 
 def _plain(attributes):
-    return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in attributes}
+    return {each.key: _value(each.value) for each in attributes}
+
+
+def _value(value):
+    found = getattr(value, value.WhichOneof("value"))
+    return [_value(each) for each in found.values] if value.WhichOneof("value") == "array_value" else found
 
 
 def spans_of(request):
@@ -47,6 +63,7 @@ def spans_of(request):
             span.status.code,
             _plain(span.attributes),
             _plain(resource_spans.resource.attributes),
+            [Event(event.name, event.time_unix_nano, _plain(event.attributes)) for event in span.events],
         )
         for resource_spans in ExportTraceServiceRequest.FromString(request).resource_spans
         for scope_spans in resource_spans.scope_spans

@@ -1,0 +1,389 @@
+// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
+/*
+ * Loss on the TCP connections of selected processes, one event per episode:
+ * from the first transmission of bytes that were sent again to their
+ * acknowledgement. Costs nothing while nothing is lost.
+ *
+ * Timers and interrupts send again, in nobody's process: whose a socket is says
+ * bpf/socket.bpf.h, never the current task.
+ *
+ * Hooks, raw tracepoints with BTF: tcp_retransmit_skb begins or prolongs an
+ * episode, tcp_probe sees its acknowledgement, tcp_retransmit_synack and
+ * inet_sock_set_state the handshake, tcp_cong_state_set what this host dropped
+ * itself, tcp_destroy_sock the end. Only the first and the last are needed; a
+ * sweep finds acknowledgements later.
+ */
+#include "kernel.h"
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+#include "compat.bpf.h"
+#include "ring.bpf.h"
+#include "socket.bpf.h"
+#include "tcp.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+extern unsigned int CONFIG_HZ __kconfig __weak; /* 0: this kernel does not tell */
+
+RING(tcp_episodes, 1 << 20);
+EVENT(tcp_episode);
+EVENT(tcp_attempt);
+EVENT(tcp_command);
+
+__u64 tcp_open;      /* entries of `episodes`: while 0, no acknowledgement is looked at */
+__u64 tcp_untracked; /* retransmissions for which `episodes` had no room */
+
+struct episode {
+	__u32 busy; /* lock: the sweep against the socket's own context */
+	__u32 _pad;
+	struct tcp_episode event;
+};
+
+static const struct episode no_episode = {};
+
+/* Address of the struct sock -> its episode: one at a time. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, struct episode);
+} episodes SEC(".maps");
+
+/* ---- one episode ---- */
+
+static __always_inline bool lock(struct episode *p)
+{
+	for (int i = 0; i < 128; i++)
+		if (take(&p->busy))
+			return true;
+	return false;
+}
+
+static __always_inline bool before(__u32 a, __u32 b)
+{
+	return (__s32)(a - b) < 0;
+}
+
+static __always_inline struct episode *episode_of(const struct sock *sk)
+{
+	__u64 at = (__u64)sk;
+
+	return bpf_map_lookup_elem(&episodes, &at);
+}
+
+static __always_inline void drop(const struct sock *sk)
+{
+	__u64 at = (__u64)sk;
+
+	if (!bpf_map_delete_elem(&episodes, &at))
+		__sync_fetch_and_add(&tcp_open, -1);
+}
+
+static __always_inline void read_addresses(struct tcp_episode *e, const struct sock *sk)
+{
+	e->family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	e->local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	e->peer_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	if (e->family == AF_INET) {
+		e->local_addr[10] = e->local_addr[11] = 0xff;
+		e->peer_addr[10] = e->peer_addr[11] = 0xff;
+		*(__be32 *)&e->local_addr[12] = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
+		*(__be32 *)&e->peer_addr[12] = BPF_CORE_READ(sk, __sk_common.skc_daddr);
+	} else {
+		BPF_CORE_READ_INTO(&e->local_addr, sk, __sk_common.skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&e->peer_addr, sk, __sk_common.skc_v6_daddr);
+	}
+}
+
+static __always_inline __u32 rto_us(const struct sock *sk)
+{
+	__u32 ticks = BPF_CORE_READ((struct inet_connection_sock *)sk, icsk_rto);
+
+	return CONFIG_HZ ? ticks * (1000000 / CONFIG_HZ) : 0;
+}
+
+/* A new episode, locked; NULL when there is no room. */
+static __always_inline struct episode *begin(const struct sock *sk)
+{
+	__u64 at = (__u64)sk;
+	struct episode *p;
+
+	if (bpf_map_update_elem(&episodes, &at, &no_episode, BPF_NOEXIST))
+		return NULL;
+	__sync_fetch_and_add(&tcp_open, 1);
+	p = bpf_map_lookup_elem(&episodes, &at);
+	if (!p || !lock(p))
+		return NULL;
+	read_addresses(&p->event, sk);
+	p->event.duplicates = BPF_CORE_READ((struct tcp_sock *)sk, dsack_dups);
+	return p;
+}
+
+static __always_inline void end(struct tcp_episode *e, enum tcp_end how)
+{
+	e->end_ns = bpf_ktime_get_ns();
+	e->end = how;
+}
+
+/* Tell what there is; false: it is nobody's yet. The caller holds the lock, or is the only one. */
+static __always_inline bool tell(struct episode *p, const struct sock *sk)
+{
+	struct followed_socket *whose = followed(sk);
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	struct tcp_episode *e = &p->event;
+
+	if (!whose)
+		return false;
+	e->cookie = whose->id;
+	e->pid = whose->pid;
+	e->process_start_ns = whose->process_start_ns;
+	e->error = whose->error;
+	if (whose->role == FOLLOWED_CLIENT)
+		e->flags |= TCP_CLIENT;
+	else if (whose->role == FOLLOWED_SERVER)
+		e->flags |= TCP_SERVER;
+	e->srtt_us = BPF_CORE_READ(tp, srtt_us) >> 3;
+	e->rto_us = rto_us(sk);
+	e->duplicates = BPF_CORE_READ(tp, dsack_dups) - e->duplicates;
+	OUTPUT(tcp_episodes, e, sizeof(*e));
+	return true;
+}
+
+/* [from, to) was time lost, as far as it is not counted yet. */
+static __always_inline void lost(struct tcp_episode *e, __u64 from, __u64 to)
+{
+	if (from < e->covered_ns)
+		from = e->covered_ns;
+	if (to > from) {
+		e->lost_ns += to - from;
+		e->covered_ns = to;
+	}
+}
+
+static __always_inline void note_attempt(struct tcp_episode *e, const struct sock *sk,
+					 const struct tcp_attempt *attempt, __u32 segments,
+					 __u64 first_ns, bool head_of_line)
+{
+	struct inet_connection_sock *icsk = (void *)sk;
+	__u32 n = e->n_attempts;
+
+	if (!e->count) {
+		if (!e->first_ns) /* else it began with a drop of our own */
+			e->first_ns = first_ns;
+		e->seq = attempt->seq;
+		e->end_seq = e->head_end_seq = attempt->end_seq;
+	} else {
+		if (before(attempt->seq, e->seq))
+			e->seq = attempt->seq;
+		if (before(e->end_seq, attempt->end_seq))
+			e->end_seq = attempt->end_seq;
+		if (first_ns < e->first_ns)
+			e->first_ns = first_ns;
+	}
+	e->count += segments;
+	e->last_ns = attempt->time_ns;
+	e->ca_state = attempt->ca_state;
+	e->backoff = BPF_CORE_READ(icsk, icsk_backoff);
+	if (head_of_line)
+		lost(e, first_ns, attempt->time_ns);
+	if (n < TCP_ATTEMPTS) {
+		*(struct tcp_attempt *)&e->attempts[n * sizeof(*attempt)] = *attempt;
+		e->n_attempts = n + 1;
+	}
+}
+
+/* ---- data, and a client's SYN ---- */
+
+/* Why the kernel sends again is not told, but what it is doing is. */
+static __always_inline __u8 retransmit_type(const struct sock *sk, struct tcp_attempt *a, bool head)
+{
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_SYN_SENT)
+		return TCP_RETRANSMIT_SYN;
+	if (a->ca_state == TCP_CA_Loss)
+		return a->retries && head ? TCP_RETRANSMIT_TIMEOUT : TCP_RETRANSMIT_LOSS_RECOVERY;
+	if (a->ca_state == TCP_CA_Recovery)
+		return TCP_RETRANSMIT_FAST;
+	return TCP_RETRANSMIT_TAIL_LOSS_PROBE;
+}
+
+static __always_inline void on_retransmit(const struct sock *sk, const struct sk_buff *skb)
+{
+	const struct tcp_skb_cb *cb = (const void *)&skb->cb;
+	struct inet_connection_sock *icsk = (void *)sk;
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	struct followed_socket *whose = followed(sk);
+	struct tcp_attempt a = {};
+	__u32 segments = BPF_CORE_READ(cb, tcp_gso_segs);
+	__u64 first_ns;
+	struct episode *p;
+	bool head;
+
+	if (!whose)
+		return;
+	a.time_ns = bpf_ktime_get_ns();
+	a.seq = BPF_CORE_READ(cb, seq);
+	a.end_seq = BPF_CORE_READ(cb, end_seq);
+	a.rto_us = rto_us(sk);
+	a.ca_state = BPF_CORE_READ_BITFIELD_PROBED(icsk, icsk_ca_state);
+	a.retries = BPF_CORE_READ(icsk, icsk_retransmits);
+	head = a.seq == BPF_CORE_READ(tp, snd_una);
+	a.type = retransmit_type(sk, &a, head);
+	/* Of what is in flight now, so not overwritten by what is sent again. */
+	first_ns = a.type == TCP_RETRANSMIT_SYN ? whose->begin_ns
+						: BPF_CORE_READ(tp, first_tx_mstamp) * 1000;
+
+	p = episode_of(sk);
+	if (p && p->event.end_ns) {
+		tell(p, sk);
+		drop(sk);
+		p = NULL;
+	}
+	if (p) {
+		if (!lock(p))
+			return;
+	} else {
+		p = begin(sk);
+	}
+	if (!p) {
+		__sync_fetch_and_add(&tcp_untracked, 1);
+		return;
+	}
+	note_attempt(&p->event, sk, &a, segments ? segments : 1, first_ns, head);
+	if (a.type != TCP_RETRANSMIT_SYN)
+		p->event.bytes += a.end_seq - a.seq;
+	give(&p->busy);
+}
+
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(tcp_retransmit2, const struct sock *sk, const struct sk_buff *skb)
+{
+	on_retransmit(sk, skb);
+	return 0;
+}
+
+/*
+ * Since Linux commit ad892e912b84 ("tcp: trace retransmit failures in
+ * tcp_retransmit_skb", 6.17) it also tells of attempts that sent nothing.
+ */
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(tcp_retransmit3, const struct sock *sk, const struct sk_buff *skb, int err)
+{
+	if (!err)
+		on_retransmit(sk, skb);
+	return 0;
+}
+
+/* Every segment that arrives on an established connection, before it is looked at. */
+SEC("tp_btf/tcp_probe")
+int BPF_PROG(tcp_acked, struct sock *sk, struct sk_buff *skb)
+{
+	const struct tcp_skb_cb *cb = (const void *)&skb->cb;
+	struct tcp_episode *e;
+	struct episode *p;
+
+	if (!tcp_open)
+		return 0;
+	p = episode_of(sk);
+	if (!p || p->event.end_ns)
+		return 0;
+	e = &p->event;
+	if (!before(BPF_CORE_READ(cb, ack_seq), e->end_seq) && lock(p)) {
+		end(e, TCP_END_ACKED);
+		give(&p->busy);
+	}
+	return 0;
+}
+
+/* ---- the handshake, and the end ---- */
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(tcp_state, struct sock *sk, int was, int is)
+{
+	struct followed_socket *whose;
+	struct episode *p;
+
+	if (was != TCP_SYN_SENT || is != TCP_ESTABLISHED)
+		return 0;
+	whose = followed(sk);
+	if (!whose)
+		return 0;
+	whose->connected_ns = bpf_ktime_get_ns();
+	p = tcp_open ? episode_of(sk) : NULL;
+	if (p && lock(p)) {
+		end(&p->event, TCP_END_CONNECTED);
+		give(&p->busy);
+	}
+	return 0;
+}
+
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(tcp_destroy, struct sock *sk)
+{
+	struct episode *p = tcp_open ? episode_of(sk) : NULL;
+	__u64 at = (__u64)sk;
+
+	if (p && lock(p)) {
+		if (!p->event.end_ns)
+			end(&p->event,
+			    before(BPF_CORE_READ((struct tcp_sock *)sk, snd_una), p->event.end_seq)
+				    ? TCP_END_CLOSED
+				    : TCP_END_ACKED);
+		tell(p, sk);
+		drop(sk);
+	}
+	bpf_map_delete_elem(&followed_sockets, &at);
+	return 0;
+}
+
+/*
+ * Tell the episodes that are over. Those whose acknowledgement no hook saw are
+ * looked at here: their socket is still there, or tcp_destroy had told them.
+ */
+static long sweep_one(void *map, __u64 *key, struct episode *p, struct tcp_command *command)
+{
+	const struct sock *sk = (const void *)*key;
+	struct tcp_episode *e = &p->event;
+	__u64 now = bpf_ktime_get_ns();
+
+	if (!take(&p->busy))
+		return 0;
+	if (!e->end_ns && e->count &&
+	    !before(BPF_CORE_READ((struct tcp_sock *)sk, snd_una), e->end_seq))
+		end(e, TCP_END_ACKED);
+	if (e->end_ns && (__s64)(now - e->end_ns) >= (__s64)command->linger_ns && tell(p, sk))
+		drop(sk);
+	give(&p->busy);
+	return 0;
+}
+
+#ifdef OLD_KERNEL
+
+const volatile __u64 sweep_linger_ns =
+	100000000; /* set before load: an iterator takes no argument */
+
+SEC("iter/bpf_map_elem")
+int tcp_sweep(struct bpf_iter__bpf_map_elem *ctx)
+{
+	struct tcp_command command = { .linger_ns = sweep_linger_ns };
+
+	if (ctx->key && ctx->value)
+		sweep_one(NULL, ctx->key, ctx->value, &command);
+	return 0;
+}
+
+#else
+
+SEC("syscall")
+int tcp_sweep(struct tcp_command *in)
+{
+	struct tcp_command command = { .linger_ns = in->linger_ns };
+
+	bpf_for_each_map_elem(&episodes, sweep_one, &command, 0);
+	return 0;
+}
+
+#endif

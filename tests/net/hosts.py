@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two hosts and the link between them, where chosen TCP segments get lost.
+
+Each host is a network namespace that a process of ours holds, so nothing stays
+behind when that ends. The dropper sits where packets arrive, in each of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import struct
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from pyroute2 import IPRoute
+
+SOURCE = Path(__file__).with_name("dropper.bpf.c")
+DATA, SYN, ANY = 0, 1, 2
+TO, FROM = 0, 1
+"""The server."""
+INGRESS, TC_CLSACT = 0xFFFFFFF2, 0xFFFFFFF1
+RULE, SEEN = struct.Struct("=HBBIII"), struct.Struct("=QIIHBBI")
+LOG = 4096
+INCLUDE = f"-I/usr/include/{platform.machine()}-linux-gnu"
+HOLD = "import sys; print(flush=True); sys.stdin.read()"
+SETTINGS = ("tcp_no_metrics_save=1",)
+
+
+class Seen(NamedTuple):
+    """A segment with payload, or a SYN, as it arrived. Times are CLOCK_MONOTONIC."""
+
+    time_ns: int
+    seq: int
+    len: int
+    port: int
+    from_server: bool
+    dropped: bool
+    syn: bool
+
+
+class Dropper:
+    """The BPF program and its maps, through libbpf itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+        for name in ("bpf_object__open_file", "bpf_object__find_program_by_name"):
+            getattr(self.lib, name).restype = ctypes.c_void_p
+        self.object = ctypes.c_void_p(self.lib.bpf_object__open_file(str(path).encode(), None))
+        assert self.object, "the dropper cannot be opened"
+        assert self.lib.bpf_object__load(self.object) == 0, "the dropper cannot be loaded"
+        program = ctypes.c_void_p(self.lib.bpf_object__find_program_by_name(self.object, b"dropper"))
+        self.fd = self.lib.bpf_program__fd(program)
+        self.maps = {
+            name: self.lib.bpf_object__find_map_fd_by_name(self.object, name.encode())
+            for name in ("rules", "seen_log", "logged")
+        }
+
+    def set(self, name: str, value: bytes, key: int = 0) -> None:
+        at = ctypes.byref(ctypes.c_uint32(key))
+        assert self.lib.bpf_map_update_elem(self.maps[name], at, value, ctypes.c_uint64(0)) == 0
+
+    def get(self, name: str, size: int, key: int = 0) -> bytes:
+        value = ctypes.create_string_buffer(size)
+        at = ctypes.byref(ctypes.c_uint32(key))
+        assert self.lib.bpf_map_lookup_elem(self.maps[name], at, value) == 0
+        return value.raw
+
+    def close(self) -> None:
+        self.lib.bpf_object__close(self.object)
+
+
+@dataclass
+class HostSide:
+    pid: int
+    address: str
+    address6: str
+
+    @property
+    def netns(self) -> str:
+        return f"/proc/{self.pid}/ns/net"
+
+    def command(self, *argv: str) -> list[str]:
+        return ["nsenter", f"--net={self.netns}", *argv]
+
+
+@dataclass
+class Link:
+    client: HostSide
+    server: HostSide
+    dropper: Dropper
+    port: int = 8080
+
+    def drop(self, direction: int, what: int = DATA, *, skip: int = 0, count: int = 1) -> None:
+        """Lose *count* segments of the next connections, after *skip* of them; forget what was seen."""
+        self.dropper.set("logged", bytes(4))
+        self.dropper.set("rules", RULE.pack(self.port, direction, what, skip, count, 0))
+
+    def dropped(self) -> int:
+        return RULE.unpack(self.dropper.get("rules", RULE.size))[5]
+
+    def seen(self) -> list[Seen]:
+        (n,) = struct.unpack("I", self.dropper.get("logged", 4))
+        assert n <= LOG, "the log was too short"
+        return [Seen(*SEEN.unpack(self.dropper.get("seen_log", SEEN.size, i))) for i in range(n)]
+
+    def lost_s(self) -> float:
+        """How long the receiver waited for what was dropped, by its own clock.
+
+        From the first drop of the earliest dropped byte to the arrival of that byte.
+        """
+        seen = self.seen()
+        first = next(each for each in seen if each.dropped)
+        again = next(
+            each
+            for each in seen
+            if not each.dropped
+            and each.time_ns > first.time_ns
+            and each.from_server == first.from_server
+            and each.port == first.port
+            and (each.seq - first.seq) % 2**32 in {0, *range(2**32 - each.len + 1, 2**32)}
+        )
+        return (again.time_ns - first.time_ns) / 1e9
+
+
+@contextmanager
+def link():
+    """Two hosts, 10.9.0.1 (client) and 10.9.0.2 (server), IPv6 fd09::1 and fd09::2."""
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="otelbpf-test-")))
+        subprocess.run(
+            ["clang", "-g", "-O2", "-mcpu=v3", "-target", "bpf", INCLUDE, "-c", SOURCE, "-o", work / "dropper.o"],
+            check=True,
+        )
+        sides = []
+        for n in (1, 2):
+            holder = subprocess.Popen(
+                ["unshare", "--net", sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            stack.callback(holder.wait)
+            stack.callback(holder.stdin.close)
+            stack.callback(holder.stdout.close)
+            assert holder.stdout.readline()
+            sides.append(HostSide(holder.pid, f"10.9.0.{n}", f"fd09::{n}"))
+        dropper = Dropper(work / "dropper.o")
+        stack.callback(dropper.close)
+        first, second = (stack.enter_context(IPRoute(netns=side.netns)) for side in sides)
+        first.link("add", ifname="eth0", kind="veth", peer={"ifname": "eth0", "net_ns_fd": sides[1].netns})
+        for ip, side in ((first, sides[0]), (second, sides[1])):
+            (index,) = ip.link_lookup(ifname="eth0")
+            (loopback,) = ip.link_lookup(ifname="lo")
+            ip.addr("add", index=index, address=side.address, prefixlen=24)
+            ip.addr("add", index=index, address=side.address6, prefixlen=64, flags=2)  # IFA_F_NODAD
+            ip.link("set", index=index, gso_max_segs=1)  # so that segments are what is counted
+            ip.link("set", index=index, state="up")
+            ip.link("set", index=loopback, state="up")
+            ip.tc("add", "clsact", index)
+            ip.tc(
+                "add-filter",
+                "bpf",
+                index,
+                ":1",
+                fd=dropper.fd,
+                name="dropper",
+                parent=INGRESS,
+                classid=1,
+                direct_action=True,
+            )
+            for setting in SETTINGS:
+                name, _, value = setting.partition("=")
+                script = f"echo {value} > /proc/sys/net/ipv4/{name}"
+                subprocess.run(side.command("sh", "-c", script), check=True)
+        made = Link(*sides, dropper)
+        made.drop(TO, count=0)
+        yield made
