@@ -67,8 +67,9 @@ def run(config: Config, argv: Sequence[str] | None, reread: Callable[[], Config]
         signals = stack.enter_context(_signals(stopping, reload=reread is not None))
         if config.status.program_time:
             stack.callback(os.close, enable_stats())
+        sockets = _sockets(config, directory, stack)
+        files = {where: _open(where, config, stack) for where in config.outputs if where.startswith("file:")}
         host = stack.enter_context(Host(config.select.ports, config.metrics.max_series))
-        outputs = [_open(where, config, stack) for where in config.outputs]
         host.stopping = stopping.is_set
         host.samplers = (config.sampling,)
         pids = [*config.select.pids, *([command.pid] if command else [])]
@@ -79,9 +80,17 @@ def run(config: Config, argv: Sequence[str] | None, reread: Callable[[], Config]
         running = {
             probe.name: stack.enter_context(closing(probe.open(config.probes[probe.name], host))) for probe in probes
         }
+        # Threads have what the one has that makes them, so: before there is any. gRPC's, which talk to the network,
+        # can then do nothing that matters.
+        privileges.keep(
+            [*privileges.LOOKING, *(each for probe in PROBES for each in probe.keeps)],
+            lambda: [host.tally(), *(each.tally() for each in running.values())],
+        )
+        outputs = [files.get(where) or _open(where, config, stack) for where in config.outputs]
         agent = Agent(config, host, running, outputs)
         agent.notify, agent.reread, agent.argv = notify, reread, argv
-        _doors(config, directory, agent.questions, stack)
+        if any(sockets):
+            stack.callback(Doors(agent.questions, *sockets).close)
         said = f"tracing {_what(config, argv)}; to {_where(config)}"
         _say(said)
         notify.ready(said)
@@ -299,18 +308,18 @@ def _directory(config: Config, stack: ExitStack) -> RuntimeDirectory | None:
     return directory
 
 
-def _doors(config: Config, directory: RuntimeDirectory | None, questions: Questions, stack: ExitStack) -> None:
-    """Be ready to be asked, from now on."""
-    at = config.status.health
-    listener = health.listen(*host_and_port(at)) if at else None
-    status_socket = None
+def _sockets(
+    config: Config, directory: RuntimeDirectory | None, stack: ExitStack
+) -> tuple[socket.socket | None, socket.socket | None]:
+    """Where we may be asked: the status socket and that of the health endpoint, both listening."""
+    at, status = config.status.health, None
+    health_socket = stack.enter_context(health.listen(*host_and_port(at))) if at else None
     if directory:
         try:
-            status_socket = directory.listen()
+            status = stack.enter_context(directory.listen())
         except OSError as e:
             log.warning("no status socket: '%s': %s", directory.own_socket, e.strerror or e)
-    if listener or status_socket:
-        stack.callback(Doors(questions, status_socket, listener).close)
+    return status, health_socket
 
 
 def _open(where: str, config: Config, stack: ExitStack) -> Output:

@@ -17,6 +17,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -147,9 +148,27 @@ def config_(args: argparse.Namespace) -> int:
 
 
 def _probes() -> Mapping[str, type]:
-    from otelbpf.probes import PROBES  # noqa: PLC0415 - as in run
+    with _one_thread():
+        from otelbpf.probes import PROBES  # noqa: PLC0415 - as in run
 
     return {probe.name: probe.config for probe in PROBES}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep numpy from making a thread for each CPU, to multiply matrices with, while it is imported.
+
+    We multiply none; and those threads would take memory, and keep the capabilities that we give up.
+    """
+    variable = "OPENBLAS_NUM_THREADS"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        yield
+    finally:  # a command that we start may want to multiply
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before
 
 
 def _flags(args: argparse.Namespace) -> config.Flags:

@@ -14,7 +14,9 @@ import ast
 import inspect
 import logging
 import math
+import os
 import re
+import stat
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
@@ -436,7 +438,9 @@ class _Loader(yaml.SafeLoader):
 
 def _from_file(path: Path, schema: type) -> _Values:
     try:
-        raw = yaml.load(path.read_bytes(), _Loader)  # noqa: S506 - it is a SafeLoader
+        with path.open("rb") as file:
+            _refuse_strangers(path, os.fstat(file.fileno()))
+            raw = yaml.load(file.read(), _Loader)  # noqa: S506 - it is a SafeLoader
     except OSError as e:
         raise ConfigError(f"{path}: cannot be read: {(e.strerror or str(e)).lower()}") from e
     except yaml.MarkedYAMLError as e:
@@ -455,6 +459,17 @@ def _from_file(path: Path, schema: type) -> _Values:
             values.setdefault(f"export.{signal}.{name}", value)
     _build(schema, values, origin=str(path))
     return values
+
+
+def _refuse_strangers(path: Path, found: os.stat_result) -> None:
+    """Whoever may write the file could have us trace anybody, and send it anywhere."""
+    if found.st_mode & stat.S_IWOTH and stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"{path}: anybody may write to it, and with it say what we trace and where to; chmod o-w it")
+    if str(found.st_uid) not in ("0", str(os.geteuid()), os.environ.get("SUDO_UID")):
+        raise ConfigError(
+            f"{path}: belongs to uid {found.st_uid}, who with it says what we trace and where to;"
+            " chown it to root or to yourself"
+        )
 
 
 def _keys(cls: type) -> dict[str, Any]:

@@ -124,6 +124,8 @@ class Probe:
     """Load and attach; raises LoadError when the kernel refuses."""
     check: Callable[[], Sequence[Feature]]
     """Which of its hooks this kernel allows, and what is lost without them."""
+    keeps: tuple[str, ...] = ()
+    """Capabilities that it still needs when it is open; all others are given up (native/privileges.py)."""
     live: Mapping[str, Callable[[Any, Any], None]] = field(default_factory=dict)
     """Keys of the configuration that may change while it runs: what to call with the running probe and the value."""
     sockets: bool = False

@@ -66,9 +66,9 @@ def ran(*args, under=(), env=None, cwd=ROOT):
 class Agent:
     """An agent that runs, and what it said so far."""
 
-    def __init__(self, *args, **how):
+    def __init__(self, *args, under=(), **how):
         self.process = subprocess.Popen(
-            command(*args),
+            [*under, *command(*args)],
             **{"env": environment(), "cwd": ROOT, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | how,
         )
         self.lines = []

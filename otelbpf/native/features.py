@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from otelbpf.errors import LoadError, NotSupported
+from otelbpf.native import privileges
 from otelbpf.native.object import Object, libbpf_version
 
 BTF = Path("/sys/kernel/btf/vmlinux")
 PID_NAMESPACE = Path("/proc/self/ns/pid")
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO in include/linux/proc_ns.h
-CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 19, 21, 38, 39
 
 LOST_WITHOUT = {
     "process_fork": "children of a selected process are not followed",
@@ -54,10 +54,9 @@ def check() -> list[Feature]:
     found = [
         Feature("kernel", ok=True, detail=f"Linux {platform.release()} {platform.machine()}"),
         Feature("libbpf", ok=True, detail=libbpf_version()),
-        _privileges(),
+        *map(_capability, privileges.CAPABILITIES),
         _btf(),
         _pid_namespace(),
-        _ptrace(),
     ]
     if usable(found):
         with Object("process") as obj:
@@ -70,16 +69,8 @@ def usable(found: Sequence[Feature]) -> bool:
     return all(feature.ok for feature in found if feature.needed)
 
 
-def _capabilities() -> int:
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
-
-
 def _privileges() -> Feature:
-    have = _capabilities()
-    if have >> CAP_SYS_ADMIN & 1:
-        return Feature("privileges", ok=True, detail="CAP_SYS_ADMIN")
-    missing = [name for name, bit in (("CAP_BPF", CAP_BPF), ("CAP_PERFMON", CAP_PERFMON)) if not have >> bit & 1]
+    missing = [name for name in privileges.ATTACHING if not _capability(name).ok]
     if missing:
         return Feature(
             "privileges",
@@ -89,6 +80,21 @@ def _privileges() -> Feature:
             " AmbientCapabilities=CAP_BPF CAP_PERFMON CAP_SYS_PTRACE CAP_DAC_READ_SEARCH",
         )
     return Feature("privileges", ok=True, detail="CAP_BPF, CAP_PERFMON")
+
+
+def _capability(name: str) -> Feature:
+    about = privileges.CAPABILITIES[name]
+    if privileges.has(name):
+        return Feature(name, ok=True, detail=f"to {about.needed_for}", needed=about.needed)
+    if name in privileges.ATTACHING and privileges.has("CAP_SYS_ADMIN"):
+        return Feature(name, ok=True, detail=f"to {about.needed_for}: CAP_SYS_ADMIN stands in", needed=about.needed)
+    return Feature(
+        name,
+        ok=False,
+        detail=f"missing, to {about.needed_for}",
+        advice=about.lost,
+        needed=about.needed,
+    )
 
 
 def _btf() -> Feature:
@@ -108,18 +114,6 @@ def _pid_namespace() -> Feature:
         ok=False,
         detail="not the host's, so process ids would not match the kernel's",
         advice="run in it: hostPID: true in Kubernetes, --pid=host in Docker",
-    )
-
-
-def _ptrace() -> Feature:
-    if _capabilities() >> CAP_SYS_PTRACE & 1:
-        return Feature("CAP_SYS_PTRACE", ok=True, detail="other users' /proc/PID can be read", needed=False)
-    return Feature(
-        "CAP_SYS_PTRACE",
-        ok=False,
-        detail="missing",
-        advice="what cannot be read is left out of other users' service names and attributes",
-        needed=False,
     )
 
 

@@ -1,41 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which capabilities we have, what each is for, and giving up those that are no longer needed."""
+"""Which capabilities there are, what each is for, and giving up those that are no longer needed."""
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
+from otelbpf.errors import LoadError
 from otelbpf.native._shim import lib
+
+log = logging.getLogger(__name__)
 
 
 class Capability(NamedTuple):
     bit: int
     """As in linux/capability.h."""
-    used_for: str
+    needed_for: str
     lost: str
     """Without it."""
     needed: bool = False
+    """The agent does not start without it."""
 
 
 CAPABILITIES = {
-    "CAP_BPF": Capability(39, "loading BPF programs and making their maps, at the start", "nothing works", needed=True),
+    "CAP_BPF": Capability(39, "load BPF programs and make their maps", "`run` does not start", needed=True),
     "CAP_PERFMON": Capability(
-        38, "attaching BPF programs, which read kernel memory, at the start", "nothing works", needed=True
+        38, "attach BPF programs, and let them read the kernel's memory", "`run` does not start", needed=True
     ),
     "CAP_SYS_PTRACE": Capability(
         19,
-        "reading /proc/PID of other users' processes, all the time",
-        "other users' processes have no executable, and a name from their command line only",
+        "read who other users' processes are",
+        "other users' processes have no executable, and are named by their command line only",
     ),
     "CAP_DAC_READ_SEARCH": Capability(
         2,
-        "reaching the files of other users' processes, all the time",
-        "OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES of other users' processes are not seen",
+        "read the environment of other users' processes",
+        "OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES of other users' processes are not seen,"
+        " unless they were selected before they started",
     ),
     "CAP_SYS_ADMIN": Capability(
-        21,
-        "status.program_time, at the start; it stands in for CAP_BPF and CAP_PERFMON, too",
-        "there is no run time of BPF programs",
+        21, "let the kernel time BPF programs (status.program_time)", "their run time is not measured"
     ),
 }
 ATTACHING = ("CAP_BPF", "CAP_PERFMON")
@@ -43,16 +49,49 @@ LOOKING = ("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")
 
 
 def effective() -> int:
+    """Of the calling thread, as a bit set; so are all sets of capabilities here."""
     return int(lib.caps_effective())
 
 
 def has(name: str) -> bool:
-    return bool(effective() >> CAPABILITIES[name].bit & 1)
+    return bool(effective() & bits([name]))
+
+
+def bits(names: Iterable[str]) -> int:
+    return sum(1 << CAPABILITIES[name].bit for name in set(names))
 
 
 def names(caps: int) -> list[str]:
-    """By name those that we know; the others together as one number."""
-    known = {each.bit: name for name, each in CAPABILITIES.items()}
-    found = [name for bit, name in sorted(known.items()) if caps >> bit & 1]
-    others = sum(1 for bit in range(64) if caps >> bit & 1 and bit not in known)
+    """Those that we know by name, and how many others there are."""
+    known = sorted((each.bit, name) for name, each in CAPABILITIES.items())
+    found = [name for bit, name in known if caps >> bit & 1]
+    others = (caps & ~bits(CAPABILITIES)).bit_count()
     return [*found, *([f"{others} more"] if others else [])]
+
+
+def keep(wanted: Collection[str], works: Callable[[], object]) -> None:
+    """Give up everything but *wanted*, for good, in this thread and in those that it makes from now on.
+
+    Args:
+        wanted: By name; what we do not have is not missed.
+        works: Raises LoadError if that is too little. Kernels before 5.19 may ask for CAP_BPF at
+            every call, if unprivileged BPF is off.
+    """
+    permitted = int(lib.caps_permitted())
+    for least in (bits(wanted), bits(wanted) | bits(ATTACHING), permitted):
+        kept = least & permitted
+        if bits(wanted) & bits(ATTACHING) & ~permitted:
+            kept |= bits(["CAP_SYS_ADMIN"]) & permitted  # which stands in for them
+        _done(lib.caps_use(kept))
+        try:
+            works()
+        except LoadError as e:
+            log.info("keeping more capabilities than %s: %s", ", ".join(names(kept)) or "none", e)
+        else:
+            break
+    _done(lib.caps_keep(kept))
+
+
+def _done(result: int) -> None:
+    if result < 0:  # a set is only ever made smaller, which needs nothing
+        raise OSError(-result, os.strerror(-result))
