@@ -331,7 +331,7 @@ def _open(where: str, config: Config, stack: ExitStack) -> Output:
 def _output(where: str, config: Config) -> Output:
     kind, _, argument = where.partition(":")
     if kind == "otlp":
-        return OtlpOutput(config.export.traces, config.export.metrics, config.export.queue_bytes)
+        return OtlpOutput(config.export)
     if kind == "console":
         from otelbpf.otlp.console import ConsoleOutput  # noqa: PLC0415 - rich costs 100 ms that others need not pay
 

@@ -75,14 +75,16 @@ class ExportTarget:
     """Sent with every request; their values are never printed."""
     compression: str = "none"
     """gzip or none."""
-    timeout_s: float = 10.0
+    timeout_s: float = 30.0
     """How long one attempt to deliver a batch may take; a batch that failed stays in the queue."""
 
     def __post_init__(self) -> None:
+        if "@" in self.endpoint and not self.endpoint.startswith("unix"):  # not shown: it may be a password
+            raise ValueError("endpoint: has a user or password in it, which gRPC cannot send; use headers")
         if not _is_endpoint(self.endpoint):
             raise ValueError(f"endpoint: want http://HOST:PORT, https://HOST:PORT or HOST:PORT, got {self.endpoint!r}")
         for name, value in self.headers.items():
-            if not re.fullmatch(r"[0-9A-Za-z_.-]+", name):
+            if not re.fullmatch(r"[0-9A-Za-z_.-]+", name) or name.lower().endswith("-bin"):
                 raise ValueError(f"headers: {name!r} cannot be the name of a header")
             if not (value.isascii() and value.isprintable()):
                 raise ValueError(f"headers: the value of {name!r} is not printable ASCII")
@@ -94,18 +96,27 @@ class ExportTarget:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    queue_bytes: int = 32 << 20
-    """Encoded batches held while a collector is away. The oldest are dropped, and counted."""
+    queue_bytes: int = 64 << 20
+    """Encoded batches held in memory while a collector is away. The oldest are dropped, and counted."""
     max_request_bytes: int = 3_500_000
     """Larger batches are sent in parts: a collector takes no more than 4 MiB at once."""
+    in_flight: int = 4
+    """Requests with spans that are under way at once."""
+    max_age_s: float = 86_400.0
+    """What could not be delivered for so long is dropped, and counted."""
+    spool: Path | None = None
+    """A folder for what waits, so that it outlives the agent; without one it waits in memory."""
+    spool_bytes: int = 1 << 30
+    """How large the spool may become. The oldest are dropped, and counted."""
     traces: ExportTarget = field(default_factory=ExportTarget)
     metrics: ExportTarget = field(default_factory=ExportTarget)
 
     def __post_init__(self) -> None:
-        _more_than_0(self, "max_request_bytes")
-        if self.queue_bytes < self.max_request_bytes:
-            least = f"max_request_bytes ({self.max_request_bytes}) or more"
-            raise ValueError(f"queue_bytes: want {least}, got {self.queue_bytes}")
+        _more_than_0(self, "max_request_bytes", "in_flight", "max_age_s")
+        for name in ("queue_bytes", "spool_bytes"):
+            if getattr(self, name) < self.max_request_bytes:
+                least = f"max_request_bytes ({self.max_request_bytes}) or more"
+                raise ValueError(f"{name}: want {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,10 +66,21 @@ class ExportError(OtelBpfError):
     """The batch was not delivered.
 
     `retry` tells whether the same batch may succeed later, `after_s` how long
-    the server asked us to wait.
+    the server asked us to wait, `unsure` that no answer came to a request that
+    may have arrived, `too_large` that a part of the batch may succeed.
     """
 
-    def __init__(self, message: str, *, retry: bool, after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry: bool,
+        after_s: float | None = None,
+        unsure: bool = False,
+        too_large: bool = False,
+    ) -> None:
         super().__init__(message)
         self.retry = retry
         self.after_s = after_s
+        self.unsure = unsure
+        self.too_large = too_large

@@ -101,6 +101,8 @@ def text(report: Report) -> Iterator[str]:
     for kind, each in report["export"].items():
         if some := ", ".join(f"{count} {reason}" for reason, count in each["dropped"].items() if count):
             yield f"  {kind}: dropped: {some}"
+        if some := ", ".join(f"{each[what]} {what}" for what in ("replayed", "resent", "coalesced") if each.get(what)):
+            yield f"  {kind}: {some}"
     if report["programs"]:
         yield ""
         yield from _table(

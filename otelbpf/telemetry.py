@@ -2,7 +2,8 @@
 """The agent's own counters, as metrics and for `otelbpf status`: nothing is lost without showing here.
 
 For every probe: seen = handled + lost + malformed + uncovered. For spans and
-points over OTLP: handed over = exported + rejected + dropped + queued.
+points over OTLP: handed over + replayed = exported + rejected + dropped +
+coalesced + queued.
 """
 
 from __future__ import annotations
@@ -146,6 +147,18 @@ def _spans(export: Counters) -> Iterator[Metric]:
     )
     yield Metric("otelbpf.spans.rejected", "{span}", "Spans that the Collector refused.", [({}, export.rejected_spans)])
     yield Metric("otelbpf.spans.dropped", "{span}", "Spans that were not delivered.", dropped)
+    yield Metric(
+        "otelbpf.spans.replayed",
+        "{span}",
+        "Spans that an earlier agent left in the spool.",
+        [({}, export.replayed_spans)],
+    )
+    yield Metric(
+        "otelbpf.spans.resent",
+        "{span}",
+        "Spans that were exported after an attempt without an answer: they may be there twice.",
+        [({}, export.resent_spans)],
+    )
 
 
 def _queue(export: Counters, targets: Export) -> Iterator[Metric]:
@@ -212,6 +225,7 @@ def _queue(export: Counters, targets: Export) -> Iterator[Metric]:
         [({}, export.queued_bytes)],
         monotonic=False,
     )
+    yield Metric("otelbpf.spool.size", "By", "The same on the disk.", [({}, export.spool_bytes)], monotonic=False)
     yield Metric("otelbpf.queue.capacity", "By", "How much may wait.", [({}, targets.queue_bytes)], monotonic=False)
 
 
@@ -283,10 +297,18 @@ def report(account: Account) -> dict[str, Any]:
         },
         "export": {
             "spans": _ledger(
-                export.exported_spans, export.rejected_spans, asdict(export.dropped_spans), export.queued_spans
+                export.exported_spans,
+                export.rejected_spans,
+                asdict(export.dropped_spans),
+                export.queued_spans,
+                {"replayed": export.replayed_spans, "resent": export.resent_spans},
             ),
             "data points": _ledger(
-                export.exported_points, export.rejected_points, {"dropped": export.dropped_points}, export.queued_points
+                export.exported_points,
+                export.rejected_points,
+                {"dropped": export.dropped_points},
+                export.queued_points,
+                {"replayed": export.replayed_points, "coalesced": export.coalesced_points},
             ),
         }
         if export
@@ -295,11 +317,19 @@ def report(account: Account) -> dict[str, Any]:
     }
 
 
-def _ledger(exported: int, rejected: int, dropped: Mapping[str, int], queued: int) -> dict[str, Any]:
+def _ledger(
+    exported: int, rejected: int, dropped: Mapping[str, int], queued: int, more: Mapping[str, int]
+) -> dict[str, Any]:
     return {
-        "handed_over": exported + rejected + sum(dropped.values()) + queued,
+        "handed_over": exported
+        + rejected
+        + sum(dropped.values())
+        + queued
+        + more.get("coalesced", 0)
+        - more["replayed"],
         "exported": exported,
         "rejected": rejected,
         "dropped": dict(dropped),
         "queued": queued,
+        **more,
     }

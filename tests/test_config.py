@@ -68,7 +68,7 @@ def test_defaults():
     assert config.export.max_request_bytes == 3_500_000
     assert config.export.traces == config.export.metrics == ExportTarget()
     assert config.export.traces.endpoint == "http://localhost:4317"
-    assert config.export.traces.timeout_s == 10.0
+    assert config.export.traces.timeout_s == 30.0
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "select:\nexport:\n", "export: {traces: }\n"])

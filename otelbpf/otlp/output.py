@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from otelbpf.config import ExportTarget
-from otelbpf.otlp.exporter import Exporter, Signal
+from otelbpf.config import Export
 from otelbpf.otlp.queue import Counters, SendQueue
 
 
@@ -31,20 +30,22 @@ class OtlpOutput:
     """Sends to a Collector over gRPC; see queue.py for what happens while there is none.
 
     Raises:
-        ConfigError: A file that a target names cannot be read.
+        ConfigError: A file that a target names, or the spool, cannot be used.
     """
 
-    def __init__(self, traces: ExportTarget, metrics: ExportTarget, queue_bytes: int = 64 << 20) -> None:
-        self._queue = SendQueue(Exporter(Signal.TRACES, traces), Exporter(Signal.METRICS, metrics), queue_bytes)
+    def __init__(self, export: Export) -> None:
+        self._spools = export.spool is not None
+        self._queue = SendQueue(export)
         self.traces = self._queue.traces
         self.metrics = self._queue.metrics
         self.close = self._queue.close
         self.trouble = self._queue.trouble
 
     def summary(self) -> str:
-        spans, dropped = self.counters, self.counters.dropped_spans
-        lost = dropped.queue_full + dropped.permanent + dropped.shutdown
-        return f"{spans.exported_spans} spans exported, {spans.rejected_spans} rejected, {lost} dropped"
+        spans = self.counters
+        dropped = spans.dropped_spans.total()
+        spooled = f", {spans.queued_spans} kept in the spool" if self._spools else ""
+        return f"{spans.exported_spans} spans exported, {spans.rejected_spans} rejected, {dropped} dropped{spooled}"
 
     @property
     def counters(self) -> Counters:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What waits for the Collector: bounded, the oldest out first, every loss counted.
+"""What waits for the Collector, and the thread that sends it.
 
 `traces` and `metrics` only append. One thread sends, and keeps what the
 Collector could not take just now: an outage loses nothing while there is room.
@@ -8,43 +8,39 @@ Each signal has a lane of its own, so neither holds up the other.
 
 from __future__ import annotations
 
-import logging
 import math
-import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event, Thread
 
-import grpc
+from otelbpf.config import Export
+from otelbpf.otlp.backlog import Backlog
+from otelbpf.otlp.exporter import Exporter, Signal
+from otelbpf.otlp.lane import Lane
+from otelbpf.otlp.spool import Spool
 
-from otelbpf.errors import ExportError
-from otelbpf.otlp.backlog import Backlog, Batch
-from otelbpf.otlp.exporter import Exporter
-
-log = logging.getLogger(__name__)
-
-IN_FLIGHT = 4
-"""Trace requests under way at once while all is well."""
-METRICS_REQUESTS = 16
-"""A cumulative export supersedes the one before: few are worth keeping."""
-GROWTH = 1.5
-"""Of the pause between attempts."""
-QUIET_S = 30.0
-"""A Collector that comes and goes is reported this often at most."""
+SHARE = 8
+"""Metrics are few, and replace each other: they get one part in so many of the room for spans."""
 
 
 @dataclass(frozen=True, slots=True)
 class DroppedSpans:
-    queue_full: int
-    permanent: int
+    queue_full: int = 0
+    permanent: int = 0
     """The Collector refused the request, and would again."""
-    shutdown: int
+    shutdown: int = 0
+    expired: int = 0
+    """Waited for longer than `export.max_age_s`."""
+    damaged: int = 0
+    """Could not be read from the spool."""
+
+    def total(self) -> int:
+        return self.queue_full + self.permanent + self.shutdown + self.expired + self.damaged
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Since the start; what came in = exported + rejected + dropped + still queued."""
+    """Since the start; what came in + replayed = exported + rejected + dropped + still queued."""
 
     exported_spans: int
     dropped_spans: DroppedSpans
@@ -55,163 +51,57 @@ class Counters:
     rejected_points: int
     dropped_requests: int
     queued_bytes: int
-    """Waiting or under way, as the next two."""
+    """Waiting or under way, in memory."""
     queued_spans: int
+    """Waiting or under way, in memory and on the disk."""
     queued_points: int
     in_flight_spans: int
     in_flight_points: int
-
-
-class Lane:
-    """The sender's side of one signal: what is under way, and when to try again."""
-
-    def __init__(
-        self,
-        exporter: Exporter,
-        backlog: Backlog,
-        wake: Callable[[], None],
-        *,
-        items: str,
-        keeps: str,
-        in_flight: int,
-        backoff_s: tuple[float, float],
-    ) -> None:
-        self.exporter = exporter
-        self.backlog = backlog
-        self.wake = wake
-        self.items = items
-        self.keeps = keeps
-        self.in_flight = in_flight
-        self.first_pause_s, self.longest_pause_s = backoff_s
-        self.pause_s = self.first_pause_s
-        self.not_before = 0.0
-        self.under_way: dict[grpc.CallFuture[bytes], Batch] = {}
-        self.down_since: float | None = None
-        self.told_down = False
-        self.quiet_until = 0.0
-        self.warned: set[str] = set()
-        self.last_error = ""
-        """Why the last request was not taken; empty when it was."""
-
-    def hurry(self) -> None:
-        """Try at once, as if nothing had failed before."""
-        self.not_before = 0.0
-        self.pause_s = self.first_pause_s
-
-    def launch(self) -> float:
-        """Send what may be sent now.
-
-        Returns:
-            Seconds until it makes sense to ask again, unless something happens before.
-        """
-        pause_s = self.not_before - time.monotonic()
-        if pause_s > 0:
-            return pause_s
-        # One tries alone until it is known that the Collector is back.
-        limit = self.in_flight if self.down_since is None else 1
-        while len(self.under_way) < limit and (batch := self.backlog.take()):
-            reply = self.exporter.start(batch.request)
-            self.under_way[reply] = batch
-            reply.add_done_callback(lambda _: self.wake())
-        return math.inf
-
-    def settle(self) -> None:
-        """Account for the requests that were answered, or failed."""
-        for reply in [each for each in self.under_way if each.done()]:
-            batch = self.under_way.pop(reply)
-            try:
-                rejected = self.exporter.result(reply)
-            except ExportError as e:
-                self.last_error = f"does not take {self.items}: {e}"
-                if e.retry:
-                    self.backlog.put_back(batch)
-                    self._failed(e)
-                else:
-                    self.backlog.drop(batch, "permanent")
-                    self._answered()
-                    self._warn_once(f"refuses {self.items}, which are dropped", str(e))
-            else:
-                self.last_error = ""
-                self.backlog.delivered(batch, min(rejected.items, batch.items))
-                self._answered()
-                if rejected.items:
-                    self._warn_once(f"rejects some {self.items} of a request", rejected.message)
-                elif rejected.message:
-                    self._warn_once(f"took {self.items} with a warning", rejected.message)
-
-    def trouble(self) -> str:
-        """Why nothing gets through; empty when the last request did."""
-        return f"collector at {self.exporter.endpoint} {self.last_error}" if self.last_error else ""
-
-    def close(self) -> None:
-        """Disconnect; what was not delivered is dropped."""
-        self.settle()
-        self.exporter.close()
-        for batch in self.under_way.values():
-            self.backlog.drop(batch, "shutdown")
-        self.under_way.clear()
-        self.backlog.close()
-
-    def _failed(self, error: ExportError) -> None:
-        now = time.monotonic()
-        if self.down_since is None:
-            self.down_since = now
-        if now >= self.not_before:  # else another of those that were under way has said so
-            self.not_before = now + self.pause_s * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, no secret
-            self.pause_s = min(self.pause_s * GROWTH, self.longest_pause_s)
-        if error.after_s is not None:
-            self.not_before = max(self.not_before, now + error.after_s)
-        if not self.told_down and now >= self.quiet_until:
-            self.told_down = True
-            state = "is not reachable" if error.after_s is None else "asks us to wait"
-            log.warning("collector at %s %s: %s; keeping %s", self.exporter.endpoint, state, error, self.keeps)
-
-    def _answered(self) -> None:
-        # Not the end of the pause: when one of several requests failed, that one still has to wait.
-        self.pause_s = self.first_pause_s
-        if self.down_since is None:
-            return
-        now = time.monotonic()
-        if self.told_down:
-            log.info("collector at %s reachable again after %.0f s", self.exporter.endpoint, now - self.down_since)
-            self.told_down = False
-            self.quiet_until = now + QUIET_S
-        self.down_since = None
-
-    def _warn_once(self, what: str, why: str) -> None:
-        """Log the first of its kind; the counters tell of the others."""
-        if what not in self.warned:
-            self.warned.add(what)
-            log.warning("collector at %s %s: %s", self.exporter.endpoint, what, why or "it does not say why")
+    replayed_spans: int
+    """Found in the spool when it was opened."""
+    replayed_points: int
+    resent_spans: int
+    """Exported after an attempt that got no answer: the Collector may have them twice."""
+    coalesced_points: int
+    """Points that a later one of their series made superfluous."""
+    spool_bytes: int
+    """On the disk."""
 
 
 class SendQueue:
     """Keeps requests for the Collector and sends them, from a thread of its own.
 
     Args:
-        max_bytes: Of serialized trace requests held; the oldest are dropped.
         backoff_s: First and longest pause after a failure, before jitter.
+
+    Raises:
+        ConfigError: A target's file or the spool cannot be used.
     """
 
-    def __init__(
-        self,
-        traces: Exporter,
-        metrics: Exporter,
-        max_bytes: int = 64 << 20,
-        backoff_s: tuple[float, float] = (0.5, 10.0),
-    ) -> None:
+    def __init__(self, export: Export, backoff_s: tuple[float, float] = (0.5, 10.0)) -> None:
         self._wake = Event()
         self._deadline: float | None = None
-        self._traces = Backlog(max_bytes, math.inf)
-        self._metrics = Backlog(math.inf, METRICS_REQUESTS)
+        keeps = f"spans up to {export.queue_bytes >> 20} MiB"
+        if export.spool:
+            keeps = f"spans up to {export.spool_bytes >> 20} MiB in {export.spool}"
+        traces = Exporter(Signal.TRACES, export.traces)
+        metrics = Exporter(Signal.METRICS, export.metrics)
+        spools = [_spool(export, "traces", export.spool_bytes)]
+        try:
+            spools.append(_spool(export, "metrics", min(export.spool_bytes, export.queue_bytes) // SHARE))
+        except BaseException:
+            _close(spools)
+            raise
+        self._traces = Backlog(export.queue_bytes, export.max_age_s, max(2, export.in_flight), spools[0])
+        self._metrics = Backlog(export.queue_bytes // SHARE, export.max_age_s, 1, spools[1])
         self._lanes = (
             Lane(
                 traces,
                 self._traces,
                 self._wake.set,
-                items="spans",
-                keeps=f"spans up to {max_bytes >> 20} MiB",
-                in_flight=IN_FLIGHT,
+                keeps=keeps,
+                in_flight=export.in_flight,
+                max_request_bytes=export.max_request_bytes,
                 backoff_s=backoff_s,
             ),
             # One at a time: a later cumulative point must not overtake an earlier one.
@@ -219,25 +109,26 @@ class SendQueue:
                 metrics,
                 self._metrics,
                 self._wake.set,
-                items="data points",
-                keeps=f"the newest {METRICS_REQUESTS} metrics requests",
+                keeps="the newest of each series",
                 in_flight=1,
+                max_request_bytes=export.max_request_bytes,
                 backoff_s=backoff_s,
             ),
         )
         self._sender = Thread(target=self._run, name="otlp-sender")
         self._sender.start()
+        self._wake.set()
 
     def traces(self, request: bytes, spans: int) -> None:
-        self._traces.put(Batch(request, spans))
+        self._traces.put(request, spans)
         self._wake.set()
 
     def metrics(self, request: bytes, points: int) -> None:
-        self._metrics.put(Batch(request, points))
+        self._metrics.put(request, points)
         self._wake.set()
 
     def close(self, deadline_s: float) -> None:
-        """Deliver what is queued, for *deadline_s* seconds at most; drop and count the rest."""
+        """Deliver what is queued, for *deadline_s* seconds at most; drop and count the rest, or leave it on disk."""
         self._deadline = time.monotonic() + deadline_s
         self._wake.set()
         self._sender.join()
@@ -253,10 +144,12 @@ class SendQueue:
         spans, points = self._traces.items, self._metrics.items
         return Counters(
             exported_spans=spans["exported"],
-            dropped_spans=DroppedSpans(spans["queue_full"], spans["permanent"], spans["shutdown"]),
+            dropped_spans=DroppedSpans(
+                spans["queue_full"], spans["permanent"], spans["shutdown"], spans["expired"], spans["damaged"]
+            ),
             rejected_spans=spans["rejected"],
             exported_points=points["exported"],
-            dropped_points=points["queue_full"] + points["permanent"] + points["shutdown"],
+            dropped_points=points.total() - points["exported"] - points["rejected"],
             rejected_points=points["rejected"],
             dropped_requests=self._traces.dropped_requests + self._metrics.dropped_requests,
             queued_bytes=self._traces.bytes + self._metrics.bytes,
@@ -264,6 +157,11 @@ class SendQueue:
             queued_points=self._metrics.queued_items,
             in_flight_spans=self._traces.in_flight_items,
             in_flight_points=self._metrics.in_flight_items,
+            replayed_spans=self._traces.replayed,
+            replayed_points=self._metrics.replayed,
+            resent_spans=self._traces.resent,
+            coalesced_points=self._metrics.coalesced,
+            spool_bytes=sum(each.spool.bytes for each in (self._traces, self._metrics) if each.spool),
         )
 
     def _run(self) -> None:
@@ -287,3 +185,13 @@ class SendQueue:
                 wait_s = min(wait_s, left_s)
         for lane in self._lanes:
             lane.close()
+
+
+def _spool(export: Export, name: str, max_bytes: int) -> Spool | None:
+    return Spool(export.spool, name, max_bytes) if export.spool else None
+
+
+def _close(spools: list[Spool | None]) -> None:
+    for spool in spools:
+        if spool:
+            spool.close()

@@ -19,12 +19,17 @@ Answer = Callable[[grpc.ServicerContext], bytes]
 class Collector(grpc.GenericRpcHandler):
     """Gives the next of *answers* to each request, and OK when there are none left."""
 
-    def __init__(self, address: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None) -> None:
+    def __init__(
+        self,
+        address: str = "127.0.0.1:0",
+        credentials: grpc.ServerCredentials | None = None,
+        options: list[tuple[str, int]] | None = None,
+    ) -> None:
         self.answers: list[Answer] = []
         self.received: list[tuple[str, bytes]] = []
         self.metadata: list[dict[str, str | bytes]] = []
         self.stopping = Event()
-        self.server = grpc.server(ThreadPoolExecutor(8), [self])
+        self.server = grpc.server(ThreadPoolExecutor(8), [self], options=options)
         if credentials:
             self.port = self.server.add_secure_port(address, credentials)
         else:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from otelbpf.config import ExportTarget
+from otelbpf.config import Export, ExportTarget
 from otelbpf.model import Kind, NumberPoints, Resource, Scope, SpanBatch, SpanShape
 from otelbpf.otlp.encode import SpanEncoder
 from otelbpf.otlp.jsonl import FileOutput
@@ -31,7 +31,8 @@ def test_every_output_takes_the_same_bytes(collector, tmp_path):
         end_ns=np.ones(n, np.uint64),
     )
     gauge = NumberPoints(SCOPE, "g", "1", "", [SHOP], [{}], np.zeros(1, np.uint64), 1, np.array([5]), monotonic=None)
-    otlp = OtlpOutput(ExportTarget(collector.endpoint), ExportTarget(collector.endpoint))
+    target = ExportTarget(collector.endpoint)
+    otlp = OtlpOutput(Export(traces=target, metrics=target))
     file = FileOutput(str(tmp_path / "out.jsonl"))
 
     outputs: list[Output] = [otlp, file]

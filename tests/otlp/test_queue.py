@@ -4,23 +4,25 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from threading import Barrier
 
 import grpc
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTracePartialSuccess,
+    ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
 
-from otelbpf.config import ExportTarget
-from otelbpf.otlp.exporter import Exporter, Signal
-from otelbpf.otlp.queue import METRICS_REQUESTS, DroppedSpans, SendQueue
+from otelbpf.config import Export, ExportTarget
+from otelbpf.otlp.queue import DroppedSpans, SendQueue
 from tests.otlp.collector import Collector, refuse
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
-LOG = "otelbpf.otlp.queue"
+LOG = "otelbpf.otlp.lane"
 
 
 @pytest.fixture
@@ -28,9 +30,12 @@ def make_queue():
     """make_queue(endpoint, …): a queue that pauses for milliseconds."""
     queues = []
 
-    def making(endpoint, max_bytes=1 << 20, timeout_s=5.0, backoff_s=(0.01, 0.05)) -> SendQueue:
+    def making(endpoint, max_bytes=1 << 20, timeout_s=5.0, backoff_s=(0.01, 0.05), **export) -> SendQueue:
         target = ExportTarget(endpoint, timeout_s=timeout_s)
-        queue = SendQueue(Exporter(Signal.TRACES, target), Exporter(Signal.METRICS, target), max_bytes, backoff_s)
+        limits = {"max_request_bytes": min(max_bytes, 1 << 20), "spool_bytes": 1 << 20}
+        queue = SendQueue(
+            Export(traces=target, metrics=target, queue_bytes=max_bytes, **{**limits, **export}), backoff_s
+        )
         queues.append(queue)
         return queue
 
@@ -239,24 +244,6 @@ def test_a_request_larger_than_the_queue_is_dropped(dead_port, make_queue):
     assert queue.counters().queued_bytes == 0
 
 
-def test_only_the_newest_metrics_are_kept(dead_port, make_queue):
-    queue = make_queue(f"http://127.0.0.1:{dead_port}")
-    for i in range(23):
-        queue.metrics(b"%d" % i, 3)
-    counters = queue.counters()
-    assert counters.dropped_points == 3 * (23 - METRICS_REQUESTS)
-
-    server = Collector(f"127.0.0.1:{dead_port}")
-    try:
-        queue.close(10)
-    finally:
-        server.stop()
-    delivered = [int(each) for each in server.requests()]
-    assert len(delivered) == METRICS_REQUESTS
-    assert delivered[1:] == list(range(8, 23))
-    assert queue.counters().exported_points == 3 * METRICS_REQUESTS
-
-
 def test_a_dead_collector_does_not_hold_up_the_end(dead_port, make_queue, caplog):
     queue = make_queue(f"http://127.0.0.1:{dead_port}")
     queue.traces(b"spans", 23)
@@ -279,3 +266,266 @@ def test_a_silent_collector_does_not_hold_up_the_end(collector, make_queue):
     queue.close(0.1)
 
     assert queue.counters().dropped_spans == DroppedSpans(0, 0, 23)
+
+
+# ---- metrics that pile up -----------------------------------------------------------------------
+
+
+def a_metric(time, series=3):
+    request = ExportMetricsServiceRequest()
+    metric = request.resource_metrics.add().scope_metrics.add().metrics.add(name="n")
+    metric.sum.aggregation_temporality = 2
+    for i in range(series):
+        point = metric.sum.data_points.add(as_int=time, time_unix_nano=time)
+        point.attributes.add(key="i").value.int_value = i
+    return request.SerializeToString()
+
+
+def test_metrics_that_pile_up_become_the_newest_of_each_series(dead_port, make_queue):
+    queue = make_queue(f"http://127.0.0.1:{dead_port}")
+    for time_ in range(1, 102):
+        queue.metrics(a_metric(time_), 3)
+    until(lambda: queue.counters().coalesced_points > 200)
+
+    server = Collector(f"127.0.0.1:{dead_port}")
+    try:
+        queue.close(10)
+    finally:
+        server.stop()
+    last = ExportMetricsServiceRequest.FromString(server.requests()[-1])
+    points = last.resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points
+    assert [point.as_int for point in points] == [101] * 3
+    counters = queue.counters()
+    assert counters.exported_points + counters.coalesced_points == 303
+    assert (counters.dropped_points, counters.queued_points, counters.queued_bytes) == (0, 0, 0)
+    assert len(server.received) <= 18
+
+
+# ---- too large ----------------------------------------------------------------------------------
+
+LIMIT = [("grpc.max_receive_message_length", 10_000)]
+
+
+def some_spans(n, name="x" * 80):
+    request = ExportTraceServiceRequest()
+    spans = request.resource_spans.add().scope_spans.add().spans
+    for i in range(n):
+        spans.add(name=name, span_id=i.to_bytes(8))
+    return request.SerializeToString()
+
+
+def ids(requests):
+    return [
+        int.from_bytes(span.span_id)
+        for request in requests
+        for span in ExportTraceServiceRequest.FromString(request).resource_spans[0].scope_spans[0].spans
+    ]
+
+
+def test_what_is_too_large_for_the_collector_is_sent_in_parts(make_queue, caplog):
+    server = Collector(options=LIMIT)
+    try:
+        queue = make_queue(server.endpoint)
+        queue.traces(some_spans(1009), 1009)
+        until(lambda: queue.counters().exported_spans == 1009)
+        assert sorted(ids(server.requests())) == list(range(1009))
+        # it has learnt: nothing is refused any more
+        before = len(server.received)
+        queue.traces(some_spans(1009), 1009)
+        until(lambda: queue.counters().exported_spans == 2018)
+        assert len(server.received) - before == len(server.requests()[:before])
+        queue.close(1)
+    finally:
+        server.stop()
+    (line,) = lines(caplog)
+    assert "takes less at once than we send; sending spans in parts: RESOURCE_EXHAUSTED: " in line
+    assert queue.counters().dropped_spans.total() == 0
+
+
+def test_one_span_that_is_too_large_is_dropped_and_counted(make_queue, caplog):
+    server = Collector(options=LIMIT)
+    try:
+        queue = make_queue(server.endpoint)
+        queue.traces(some_spans(3) + some_spans(1, "y" * 20_000), 4)
+        until(lambda: queue.counters().exported_spans == 3)
+        queue.close(1)
+    finally:
+        server.stop()
+    assert queue.counters().dropped_spans == DroppedSpans(0, 1, 0)
+    assert "refuses spans, which are dropped: RESOURCE_EXHAUSTED" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "grpc: received message larger than max (5000000 vs. 4194304)",
+        "gRPC message exceeds maximum size 4194304: 5000000",
+        "Error, decoded message length too large: found 5000000 bytes, the limit is: 4194304 bytes",
+        "Received http2 header with status: 413",
+    ],
+)
+@pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OUT_OF_RANGE])
+def test_how_others_say_that_it_is_too_large(collector, make_queue, code, words):
+    collector.answers = [lambda context: context.abort(code, words)]
+    queue = make_queue(collector.endpoint)
+    queue.traces(some_spans(8), 8)
+    until(lambda: queue.counters().exported_spans == 8)
+    assert [len(ids([each])) for each in collector.requests()] == [8, 4, 4]
+
+
+# ---- one that never succeeds, and one that is old -----------------------------------------------
+
+
+def test_one_request_that_always_fails_does_not_keep_out_the_others(collector, make_queue):
+    def service(_):
+        if collector.received[-1][1] == b"poison":
+            return refuse(UNAVAILABLE)(_)
+        return b""
+
+    collector.answers = [service] * 1000
+    queue = make_queue(collector.endpoint, in_flight=1, max_age_s=3600)
+    queue.traces(b"poison", 1)
+    for i in range(23):
+        queue.traces(b"%d" % i, 1)
+    until(lambda: collector.requests().count(b"poison") > 3 and queue.counters().queued_spans == 1)
+
+    assert {int(each) for each in collector.requests() if each != b"poison"} == set(range(23))
+    queue.close(0)
+    assert queue.counters().dropped_spans == DroppedSpans(0, 0, 1)
+
+
+def test_what_waited_for_too_long_is_dropped_and_counted(collector, make_queue):
+    collector.answers = [refuse(UNAVAILABLE)] * 1000
+    queue = make_queue(collector.endpoint, max_age_s=0.2)
+    queue.traces(b"spans", 23)
+    until(lambda: queue.counters().dropped_spans == DroppedSpans(0, 0, 0, expired=23))
+    assert queue.counters().queued_spans == 0
+
+
+@pytest.mark.parametrize("in_flight", [1, 7])
+def test_so_many_are_under_way_at_once(collector, make_queue, in_flight):
+    collector.answers = [collector.never] * 100
+    queue = make_queue(collector.endpoint, in_flight=in_flight)
+    for _ in range(23):
+        queue.traces(b"spans", 1)
+    until(lambda: len(collector.received) == in_flight)
+    time.sleep(0.1)
+    assert len(collector.received) == in_flight
+
+
+# ---- with a spool -------------------------------------------------------------------------------
+
+
+def test_what_is_left_at_the_end_is_sent_by_the_next(dead_port, make_queue, tmp_path):
+    spool = tmp_path / "spool"
+    queue = make_queue(f"http://127.0.0.1:{dead_port}", spool=spool)
+    for i in range(101):
+        queue.traces(b"%d" % i, 2)
+    queue.metrics(a_metric(1), 3)
+    queue.close(0.1)
+    counters = queue.counters()
+    assert (counters.queued_spans, counters.queued_points, counters.dropped_spans.total()) == (202, 3, 0)
+    assert counters.queued_bytes == 0
+
+    server = Collector(f"127.0.0.1:{dead_port}")
+    try:
+        queue = make_queue(f"http://127.0.0.1:{dead_port}", spool=spool, in_flight=1)
+        queue.close(10)
+    finally:
+        server.stop()
+    assert [int(each) for each in server.requests() if each.isdigit()] == list(range(101))
+    counters = queue.counters()
+    assert (counters.replayed_spans, counters.exported_spans, counters.exported_points) == (202, 202, 3)
+    assert (counters.queued_spans, counters.resent_spans, counters.spool_bytes) == (0, 0, 0)
+    assert sorted(path.name for path in spool.rglob("*")) == ["lock", "lock", "metrics", "traces"]
+
+
+def test_memory_holds_little_while_the_spool_holds_much(dead_port, make_queue, tmp_path):
+    queue = make_queue(
+        f"http://127.0.0.1:{dead_port}", spool=tmp_path / "spool", max_bytes=100_000, spool_bytes=1 << 24
+    )
+    for i in range(1009):
+        queue.traces(b"%01000d" % i, 1)
+        assert queue.counters().queued_bytes <= 4000
+    server = Collector(f"127.0.0.1:{dead_port}")
+    try:
+        until(lambda: queue.counters().exported_spans == 1009)
+    finally:
+        server.stop()
+    assert sorted(map(int, set(server.requests()))) == list(range(1009))
+    assert len(server.received) == 1009 + queue.counters().resent_spans
+
+
+def test_what_a_full_spool_gives_up_is_counted(dead_port, make_queue, tmp_path):
+    limits = {"spool_bytes": 64_000, "max_request_bytes": 2000, "max_bytes": 16_000}
+    queue = make_queue(f"http://127.0.0.1:{dead_port}", spool=tmp_path / "spool", **limits)
+    for i in range(211):
+        queue.traces(b"%0972d" % i, 1)
+    counters = queue.counters()
+    assert counters.spool_bytes <= 64_000
+    dropped = counters.dropped_spans.queue_full
+    assert dropped + counters.queued_spans == 211
+    server = Collector(f"127.0.0.1:{dead_port}")
+    try:
+        until(lambda: queue.counters().queued_spans == 0)
+    finally:
+        server.stop()
+    assert set(range(211 - 50, 211)) <= {int(each) for each in server.requests()}
+
+
+def test_a_disk_that_takes_nothing_is_said_and_memory_serves(collector, make_queue, tmp_path, caplog, monkeypatch):
+    queue = make_queue(collector.endpoint, spool=tmp_path / "spool")
+    full = OSError(28, "No space left on device")
+
+    def pwritev(*_):
+        raise full
+
+    monkeypatch.setattr("otelbpf.otlp.spool.os.pwritev", pwritev)
+    for i in range(23):
+        queue.traces(b"%d" % i, 1)
+    until(lambda: queue.counters().exported_spans == 23)
+    monkeypatch.undo()
+    queue.traces(b"23", 1)
+    until(lambda: queue.counters().exported_spans == 24)
+
+    assert sorted(map(int, collector.requests())) == list(range(24))
+    folder = tmp_path / "spool" / "traces"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"spool {folder}: cannot write: No space left on device; keeping what comes in memory",
+        f"spool {folder}: can be written again",
+    ]
+
+
+# ---- connections --------------------------------------------------------------------------------
+
+
+def test_goaway_loses_nothing_and_repeats_nothing(make_queue):
+    """A server that ends each connection after a moment, as behind a load balancer."""
+    server = Collector(options=[("grpc.max_connection_age_ms", 100), ("grpc.max_connection_age_grace_ms", 5000)])
+    try:
+        queue = make_queue(server.endpoint)
+        for i in range(211):
+            queue.traces(b"%d" % i, 1)
+            time.sleep(0.005)
+        until(lambda: queue.counters().queued_spans == 0)
+        assert sorted(map(int, server.requests())) == list(range(211))
+        assert queue.counters().exported_spans == 211
+    finally:
+        server.stop()
+
+
+def test_a_connection_on_which_nothing_answers_is_given_up(make_queue):
+    """Whoever is between keeps the connection; behind it is nobody any more."""
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        port = proxy.getsockname()[1]
+        queue = make_queue(f"http://127.0.0.1:{port}", timeout_s=0.2)
+        queue.traces(b"spans", 23)
+        connections = []
+        proxy.settimeout(10)
+        while len(connections) < 3:
+            connection, _ = proxy.accept()
+            connection.sendall(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # an empty SETTINGS frame, and no more
+            connections.append(connection)
+        for connection in connections:
+            connection.close()
+    assert queue.counters().queued_spans == 23
