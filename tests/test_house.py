@@ -28,6 +28,7 @@ FLOORS = (
     {"http", "tcp"},
     {"capture", "probe"},
     {"aggregate", "command", "correlate", "identity", "native", "otlp", "protocols"},
+    {"buckets"},
     {"config", "model"},
     {"errors"},
 )
@@ -35,7 +36,19 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Both read a constant or fill a struct of the headers, and call nothing.
 SHIM_USERS = {"kernel.py", "probes/exchange.py", "probes/tcp.py"}
 
-PROBES_KNOW = {"aggregate", "capture", "correlate", "errors", "http", "model", "native", "probe", "protocols", "tcp"}
+PROBES_KNOW = {
+    "aggregate",
+    "buckets",
+    "capture",
+    "correlate",
+    "errors",
+    "http",
+    "model",
+    "native",
+    "probe",
+    "protocols",
+    "tcp",
+}
 
 modules = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 stems = pytest.mark.parametrize("stem", STEMS)
