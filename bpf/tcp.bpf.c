@@ -42,6 +42,8 @@ struct episode {
 	struct tcp_episode event;
 };
 
+enum { SHORTEST_STALL_NS = 1000000 };
+
 static const struct episode no_episode = {};
 
 /* Address of the struct sock -> its episode: one at a time. */
@@ -85,10 +87,9 @@ static __always_inline void drop(const struct sock *sk)
 
 static __always_inline void read_addresses(struct tcp_episode *e, const struct sock *sk)
 {
-	e->family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	e->local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
 	e->peer_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
-	if (e->family == AF_INET) {
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET) {
 		e->local_addr[10] = e->local_addr[11] = 0xff;
 		e->peer_addr[10] = e->peer_addr[11] = 0xff;
 		*(__be32 *)&e->local_addr[12] = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
@@ -129,6 +130,33 @@ static __always_inline void end(struct tcp_episode *e, enum tcp_end how)
 	e->end = how;
 }
 
+/* [from, to) was time lost, as far as it is not counted yet. */
+static __always_inline void lost(struct tcp_episode *e, __u64 from, __u64 to)
+{
+	if (from < e->covered_ns)
+		from = e->covered_ns;
+	if (to > from) {
+		e->lost_ns += to - from;
+		e->covered_ns = to;
+	}
+}
+
+static __always_inline bool is_acked(const struct tcp_episode *e, const struct sock *sk)
+{
+	return e->end_seq != e->seq &&
+	       !before(BPF_CORE_READ((struct tcp_sock *)sk, snd_una), e->end_seq);
+}
+
+/* Everything that was sent again, or for the first time after all, was acknowledged. */
+static __always_inline void acked(struct tcp_episode *e, const struct sock *sk)
+{
+	if (!e->count) {
+		e->last_ns = BPF_CORE_READ((struct tcp_sock *)sk, first_tx_mstamp) * 1000;
+		lost(e, e->first_ns, e->last_ns);
+	}
+	end(e, TCP_END_ACKED);
+}
+
 /* Tell what there is; false: it is nobody's yet. The caller holds the lock, or is the only one. */
 static __always_inline bool tell(struct episode *p, const struct sock *sk)
 {
@@ -138,6 +166,8 @@ static __always_inline bool tell(struct episode *p, const struct sock *sk)
 
 	if (!whose)
 		return false;
+	if (!e->count && e->lost_ns < SHORTEST_STALL_NS)
+		return true; /* another reason to slow down, as ECN is */
 	e->cookie = whose->id;
 	e->pid = whose->pid;
 	e->process_start_ns = whose->process_start_ns;
@@ -153,17 +183,6 @@ static __always_inline bool tell(struct episode *p, const struct sock *sk)
 	return true;
 }
 
-/* [from, to) was time lost, as far as it is not counted yet. */
-static __always_inline void lost(struct tcp_episode *e, __u64 from, __u64 to)
-{
-	if (from < e->covered_ns)
-		from = e->covered_ns;
-	if (to > from) {
-		e->lost_ns += to - from;
-		e->covered_ns = to;
-	}
-}
-
 static __always_inline void note_attempt(struct tcp_episode *e, const struct sock *sk,
 					 const struct tcp_attempt *attempt, __u32 segments,
 					 __u64 first_ns, bool head_of_line)
@@ -172,8 +191,9 @@ static __always_inline void note_attempt(struct tcp_episode *e, const struct soc
 	__u32 n = e->n_attempts;
 
 	if (!e->count) {
-		if (!e->first_ns) /* else it began with a drop of our own */
-			e->first_ns = first_ns;
+		if (e->flags & TCP_LOCAL_DROP)
+			first_ns = e->first_ns;
+		e->first_ns = first_ns;
 		e->seq = attempt->seq;
 		e->end_seq = e->head_end_seq = attempt->end_seq;
 	} else {
@@ -292,13 +312,128 @@ int BPF_PROG(tcp_acked, struct sock *sk, struct sk_buff *skb)
 		return 0;
 	e = &p->event;
 	if (!before(BPF_CORE_READ(cb, ack_seq), e->end_seq) && lock(p)) {
-		end(e, TCP_END_ACKED);
+		acked(e, sk);
 		give(&p->busy);
 	}
 	return 0;
 }
 
+/*
+ * What this host drops itself, in a full queue of its own, is not sent again
+ * but tried again: no tcp_retransmit_skb. TCP only slows down (tcp_enter_cwr()
+ * in __tcp_transmit_skb()), and with nothing else in flight nothing but a timer
+ * goes on.
+ */
+SEC("tp_btf/tcp_cong_state_set")
+int BPF_PROG(tcp_slowed, struct sock *sk, __u8 state)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	__u32 next, queued;
+	struct episode *p;
+
+	if (state != TCP_CA_CWR || sk->__sk_common.skc_state == TCP_SYN_SENT || !followed(sk))
+		return 0;
+	next = BPF_CORE_READ(tp, snd_nxt);
+	queued = BPF_CORE_READ(tp, write_seq) - next;
+	if (BPF_CORE_READ(tp, packets_out) || !queued)
+		return 0;
+	p = episode_of(sk);
+	if (p && !p->event.end_ns)
+		return 0;
+	if (p) {
+		tell(p, sk);
+		drop(sk);
+	}
+	p = begin(sk);
+	if (!p)
+		return 0;
+	p->event.flags = TCP_LOCAL_DROP;
+	p->event.first_ns = bpf_ktime_get_ns();
+	p->event.ca_state = state;
+	p->event.seq = next;
+	p->event.end_seq = p->event.head_end_seq = next + queued;
+	give(&p->busy);
+	return 0;
+}
+
 /* ---- the handshake, and the end ---- */
+
+enum { SYN_ACKS = 4 };
+static const __s64 UNUSED_NS = 60000000000;
+
+/* SYN-ACKs that were sent again, for a connection that is not there yet. */
+struct syn_acks {
+	__u64 first_ns;
+	__u64 again_ns[SYN_ACKS];
+	__u32 count;
+	__u32 _pad;
+};
+
+__u64 last_syn_ack_ns; /* long ago: nothing to look for */
+
+/* Our initial sequence number and the ports: what of a request its socket inherits for sure. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, struct syn_acks);
+} syn_acks SEC(".maps");
+
+static __always_inline __u64 request_key(__u32 isn, const struct sock_common *c)
+{
+	return (__u64)isn << 32 | (__u32)BPF_CORE_READ(c, skc_dport) << 16 |
+	       BPF_CORE_READ(c, skc_num);
+}
+
+SEC("tp_btf/tcp_retransmit_synack")
+int BPF_PROG(tcp_syn_ack, const struct sock *listener, const struct request_sock *req)
+{
+	const struct tcp_request_sock *treq = (const void *)req;
+	__u64 key = request_key(BPF_CORE_READ(treq, snt_isn), &req->__req_common);
+	__u64 now = bpf_ktime_get_ns();
+	struct syn_acks *s = bpf_map_lookup_elem(&syn_acks, &key), first = {};
+
+	if (!s) {
+		first.first_ns = BPF_CORE_READ(treq, snt_synack) * 1000;
+		first.again_ns[0] = now;
+		first.count = 1;
+		bpf_map_update_elem(&syn_acks, &key, &first, BPF_ANY);
+	} else {
+		s->again_ns[s->count & (SYN_ACKS - 1)] = now;
+		s->count++;
+	}
+	last_syn_ack_ns = now;
+	return 0;
+}
+
+/* Whose the new connection is shows when it is used: the sweep waits for that. */
+static __always_inline void accepted(struct sock *sk)
+{
+	__u64 key, now = bpf_ktime_get_ns();
+	struct tcp_attempt a = { .type = TCP_RETRANSMIT_SYN_ACK };
+	struct syn_acks *s;
+	struct episode *p;
+
+	if (!last_syn_ack_ns || now - last_syn_ack_ns > UNUSED_NS)
+		return;
+	a.end_seq = BPF_CORE_READ((struct tcp_sock *)sk, snd_una);
+	a.seq = a.end_seq - 1;
+	key = request_key(a.seq, &sk->__sk_common);
+	s = bpf_map_lookup_elem(&syn_acks, &key);
+	p = s ? begin(sk) : NULL;
+	if (!p)
+		return;
+	for (__u32 i = 0; i < SYN_ACKS; i++) {
+		if (i >= s->count)
+			break;
+		a.time_ns = s->again_ns[i];
+		note_attempt(&p->event, sk, &a, 1, s->first_ns, true);
+	}
+	p->event.count = s->count;
+	end(&p->event, TCP_END_CONNECTED);
+	give(&p->busy);
+	bpf_map_delete_elem(&syn_acks, &key);
+}
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tcp_state, struct sock *sk, int was, int is)
@@ -306,7 +441,11 @@ int BPF_PROG(tcp_state, struct sock *sk, int was, int is)
 	struct followed_socket *whose;
 	struct episode *p;
 
-	if (was != TCP_SYN_SENT || is != TCP_ESTABLISHED)
+	if (is != TCP_ESTABLISHED)
+		return 0;
+	if (was == TCP_SYN_RECV)
+		accepted(sk);
+	if (was != TCP_SYN_SENT)
 		return 0;
 	whose = followed(sk);
 	if (!whose)
@@ -327,11 +466,10 @@ int BPF_PROG(tcp_destroy, struct sock *sk)
 	__u64 at = (__u64)sk;
 
 	if (p && lock(p)) {
-		if (!p->event.end_ns)
-			end(&p->event,
-			    before(BPF_CORE_READ((struct tcp_sock *)sk, snd_una), p->event.end_seq)
-				    ? TCP_END_CLOSED
-				    : TCP_END_ACKED);
+		if (!p->event.end_ns && is_acked(&p->event, sk))
+			acked(&p->event, sk);
+		else if (!p->event.end_ns)
+			end(&p->event, TCP_END_CLOSED);
 		tell(p, sk);
 		drop(sk);
 	}
@@ -348,15 +486,17 @@ static long sweep_one(void *map, __u64 *key, struct episode *p, struct tcp_comma
 	const struct sock *sk = (const void *)*key;
 	struct tcp_episode *e = &p->event;
 	__u64 now = bpf_ktime_get_ns();
+	__s64 waited;
 
 	if (!take(&p->busy))
 		return 0;
-	if (!e->end_ns && e->count &&
-	    !before(BPF_CORE_READ((struct tcp_sock *)sk, snd_una), e->end_seq))
-		end(e, TCP_END_ACKED);
-	if (e->end_ns && (__s64)(now - e->end_ns) >= (__s64)command->linger_ns && tell(p, sk))
-		drop(sk);
-	give(&p->busy);
+	if (!e->end_ns && is_acked(e, sk))
+		acked(e, sk);
+	waited = now - e->end_ns;
+	if (e->end_ns && waited >= (__s64)command->linger_ns && (tell(p, sk) || waited > UNUSED_NS))
+		drop(sk); /* the next one's memory: not ours to unlock */
+	else
+		give(&p->busy);
 	return 0;
 }
 
@@ -369,9 +509,11 @@ SEC("iter/bpf_map_elem")
 int tcp_sweep(struct bpf_iter__bpf_map_elem *ctx)
 {
 	struct tcp_command command = { .linger_ns = sweep_linger_ns };
+	struct episode *p = ctx->value;
+	__u64 *key = ctx->key;
 
-	if (ctx->key && ctx->value)
-		sweep_one(NULL, ctx->key, ctx->value, &command);
+	if (key && p)
+		sweep_one(NULL, key, p, &command);
 	return 0;
 }
 

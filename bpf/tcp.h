@@ -71,8 +71,8 @@ struct tcp_episode {
 	__u8 end;      /* enum tcp_end */
 	__u8 ca_state; /* at the last retransmission, as the next */
 	__u8 backoff;
-	__u8 n_attempts;     /* of `attempts` */
-	__u8 family;         /* AF_INET, AF_INET6 */
+	__u8 n_attempts; /* of `attempts` */
+	__u8 _pad;
 	__u8 local_addr[16]; /* IPv6, or IPv4-mapped IPv6 */
 	__u8 peer_addr[16];
 	__u8 attempts[TCP_ATTEMPTS_LEN]; /* struct tcp_attempt[TCP_ATTEMPTS] */

@@ -99,6 +99,7 @@ SPANS: Mapping[str, Said] = {
     "url.scheme": Said(REQUIRED, "`http`: nothing else is covered"),
     "user_agent.original": Said(RECOMMENDED, "the User-Agent header", "the request has one"),
 }
+RETRANSMITTED = "on `tcp.retransmit`"
 TCP_SPANS: Mapping[str, tuple[str, str]] = {
     # attribute: when, where it comes from
     "error.type": ("the connection ended first", "`connection_closed`"),
@@ -113,9 +114,9 @@ TCP_SPANS: Mapping[str, tuple[str, str]] = {
     ),
     "network.tcp.retransmit.bytes": (ALWAYS, "payload sent again"),
     "network.tcp.retransmit.count": (ALWAYS, "segments sent again"),
-    "network.tcp.retransmit.spurious": (ALWAYS, "the peer said that it had all of it already (DSACK)"),
-    "network.tcp.retransmit.type": (ALWAYS, "the last one's; of an event: its own"),
-    "network.tcp.retransmit.types": (ALWAYS, "each type once, in the order of their first retransmission"),
+    "network.tcp.retransmit.spurious": (RETRANSMITTED, "the peer said that it had all of it already (DSACK)"),
+    "network.tcp.retransmit.type": (RETRANSMITTED, "the last one's; of an event: its own"),
+    "network.tcp.retransmit.types": (RETRANSMITTED, "each type once, in the order of their first retransmission"),
     "network.tcp.rto": (ALWAYS, "seconds: the timer at the end; of an event: then"),
     "network.tcp.srtt": (ALWAYS, "seconds: the smoothed round-trip time at the end"),
     "network.tcp.time_lost": (ALWAYS, "seconds, as [guide/tcp.md](guide/tcp.md#time-lost) defines it"),
@@ -127,6 +128,7 @@ TCP_SPANS: Mapping[str, tuple[str, str]] = {
     ),
     "otelbpf.socket.cookie": (ALWAYS, "the kernel's name of the socket: `SO_COOKIE`, `ss -e`"),
     "otelbpf.tcp.offset": (ALWAYS, "of the lost bytes, from the first byte of the request or response"),
+    "otelbpf.tcp.stall.reason": ("this host dropped the first transmission", "`local_drop`"),
     "otelbpf.tcp.role": ("known", "`client`: this side connected; `server`: it accepted"),
 }
 COUNTED: Mapping[str, str] = {
@@ -237,8 +239,10 @@ def exchanges() -> Iterator[Described]:
 def episodes() -> Iterator[SpanShape]:
     """Likewise of loss."""
     here = bytes(10) + b"\xff\xff" + bytes(4)
-    for child, types, flags, end in product((False, True), ((1,), (3,)), (0, tcp.CLIENT), (1, tcp.CLOSED)):
-        yield tcp.described(tcp.Common(Resource({}), child, types, here, here, 0, flags, end, 2, spurious=False))
+    for child, types, flags, end in product(
+        (False, True), ((), (1,), (3,)), (0, tcp.CLIENT | tcp.LOCAL_DROP), (1, tcp.CLOSED)
+    ):
+        yield tcp.described(tcp.Common(Resource({}), child, types, here, here, 0, flags, end, spurious=False))
 
 
 def tally(owner: type) -> Tally:
@@ -350,9 +354,9 @@ def tcp_spans(seen: Signals) -> Iterator[str]:
     yield f"""## TCP spans
 
 Scope `{tcp.SCOPE.name}`. One INTERNAL span `tcp.retransmit` for each loss episode, from the first transmission of bytes
-that were sent again to their acknowledgement, below the span of the request that they belong to:
-[guide/tcp.md](guide/tcp.md). Types are {kinds}. One event of the same name for each retransmission, up to 16, with
-{events}."""
+that were sent again to their acknowledgement, below the span of the request that they belong to; `tcp.stall` when this
+host dropped them itself and nothing was sent again: [guide/tcp.md](guide/tcp.md). Types are {kinds}. One event of
+the same name for each retransmission, up to 16, with {events}."""
     always = span_attributes(seen.episodes)
     rows = [(f"`{key}`", known(TCP_SPANS, key, "TCP_SPANS")[0], TCP_SPANS[key][1]) for key in always]
     yield table(("Attribute", "When", "Where it comes from"), rows)

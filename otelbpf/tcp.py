@@ -24,8 +24,7 @@ HOLD_NS = 120_000_000_000
 MAX_HELD = 8192
 MAX_SHAPES = 4096
 """Addresses make shapes many; they are made anew beyond this."""
-AF_INET6 = 10
-CLIENT, SERVER = 1, 2
+CLIENT, SERVER, LOCAL_DROP = 1, 2, 4
 OMITTED = ("unowned", "unsampled")
 CLOSED = 3
 
@@ -73,7 +72,6 @@ class Common(NamedTuple):
     ca_state: int
     flags: int
     end: int
-    family: int
     spurious: bool
 
 
@@ -115,7 +113,7 @@ class TcpMapping:
     def _owners(self, held: NDArray[Any]) -> NDArray[np.intp]:
         exchanges = self.context.exchanges
         owner = exchanges.find_sent(held["cookie"], held["seq"], held["head_end_seq"], held["first_ns"])
-        handshake = _types(held)[:, 0] <= Retransmit.syn_ack
+        handshake = _of_handshake(held)
         if handshake.any():  # no exchange's bytes: the first one's
             owner[handshake] = exchanges.find(held["cookie"], np.ones(len(held), np.uint32))[handshake]
         return owner
@@ -138,8 +136,7 @@ class TcpMapping:
         trace_id[child], parent_id[child] = told["trace_id"], told["span_id"]
         start = np.where(child, 0, rows["seq"])
         start[child] = told["send_seq"]
-        handshake = _types(rows)[:, 0] <= Retransmit.syn_ack
-        start = np.where(handshake, rows["seq"], start).astype(np.uint32)
+        start = np.where(_of_handshake(rows), rows["seq"], start).astype(np.uint32)
         resources = self._resources(rows, owner[wanted])
         shapes, shape = self._shapes(rows, resources, child)
         yield SpanBatch(
@@ -201,7 +198,6 @@ class TcpMapping:
                 int(row["ca_state"]),
                 int(row["flags"]),
                 int(row["end"]),
-                int(row["family"]),
                 bool(wasted[i]),
             )
             found = self.shapes.get(key)
@@ -252,30 +248,37 @@ def _types(rows: NDArray[Any]) -> NDArray[np.uint8]:
     return np.where(np.arange(attempts.shape[1]) < rows["n_attempts"][:, None], attempts["type"], 0)
 
 
+def _of_handshake(rows: NDArray[Any]) -> NDArray[np.bool_]:
+    return np.isin(_types(rows)[:, 0], (Retransmit.syn, Retransmit.syn_ack))
+
+
 def described(common: Common) -> SpanShape:
     """What episodes that have this in common have in common as spans."""
     names = [Retransmit(each).name for each in common.types]
+    peer = address(common.peer)
     attributes: dict[str, Any] = {
-        "network.tcp.retransmit.type": names[-1],
-        "network.tcp.retransmit.types": names,
-        "network.tcp.retransmit.spurious": common.spurious,
         "network.tcp.congestion.state": CA_STATES[common.ca_state],
         "network.transport": "tcp",
-        "network.type": "ipv6" if common.family == AF_INET6 else "ipv4",
+        "network.type": "ipv6" if ":" in peer else "ipv4",
         "network.local.address": address(common.local),
-        "network.peer.address": address(common.peer),
+        "network.peer.address": peer,
     }
+    if names:
+        attributes["network.tcp.retransmit.type"] = names[-1]
+        attributes["network.tcp.retransmit.types"] = names
+        attributes["network.tcp.retransmit.spurious"] = common.spurious
+    if common.flags & LOCAL_DROP:
+        attributes["otelbpf.tcp.stall.reason"] = "local_drop"
     if common.owned:
-        handshake = common.types[0] <= Retransmit.syn_ack
+        handshake = names and names[0] in {"syn", "syn_ack"}
         attributes["otelbpf.correlation.method"] = "handshake" if handshake else "tcp_seq"
     if common.flags & (CLIENT | SERVER):
         attributes["otelbpf.tcp.role"] = (Role.CLIENT if common.flags & CLIENT else Role.SERVER).name.lower()
     if common.end == CLOSED:
         attributes["error.type"] = "connection_closed"
+    name = "tcp.retransmit" if names else "tcp.stall"
     columns = (*COLUMNS, OFFSET)
-    return SpanShape(
-        common.resource, "tcp.retransmit", Kind.INTERNAL, attributes, has_parent=common.owned, columns=columns
-    )
+    return SpanShape(common.resource, name, Kind.INTERNAL, attributes, has_parent=common.owned, columns=columns)
 
 
 def _event_shape(kind: Retransmit) -> EventShape:

@@ -42,6 +42,8 @@ HOOKS = (
     Hook("tcp_retransmit_skb", "tcp_retransmit2", NEEDED, 2),
     Hook("tcp_destroy_sock", "tcp_destroy", NEEDED),
     Hook("inet_sock_set_state", "tcp_state", "when a handshake that lost a SYN was over is seen late"),
+    Hook("tcp_retransmit_synack", "tcp_syn_ack", "no spans for SYN-ACKs that were sent again"),
+    Hook("tcp_cong_state_set", "tcp_slowed", "what this host drops itself is not told; it needs Linux 5.19"),
     Hook("tcp_probe", "tcp_acked", "when lost data was acknowledged is seen up to a tick late"),
 )
 

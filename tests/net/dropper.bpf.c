@@ -37,7 +37,7 @@ struct seen {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2); /* where packets arrive, where they leave */
 	__type(key, __u32);
 	__type(value, struct rule);
 } rules SEC(".maps");
@@ -71,8 +71,7 @@ static __always_inline int chosen(struct rule *r, int from, int syn, __u32 len)
 	return 1;
 }
 
-SEC("tc")
-int dropper(struct __sk_buff *skb)
+static __always_inline int look(struct __sk_buff *skb, __u32 leaving)
 {
 	void *end = (void *)(long)skb->data_end, *at;
 	struct ethhdr *eth = (void *)(long)skb->data;
@@ -102,7 +101,7 @@ int dropper(struct __sk_buff *skb)
 		return PASS;
 	}
 	tcp = at;
-	r = bpf_map_lookup_elem(&rules, &zero);
+	r = bpf_map_lookup_elem(&rules, &leaving);
 	n = bpf_map_lookup_elem(&logged, &zero);
 	if ((void *)(tcp + 1) > end || !r || !n)
 		return PASS;
@@ -115,11 +114,23 @@ int dropper(struct __sk_buff *skb)
 	seen.port = bpf_ntohs(seen.from ? tcp->dest : tcp->source);
 	seen.syn = tcp->syn;
 	seen.dropped = chosen(r, seen.from, tcp->syn, seen.len);
-	if (seen.len || tcp->syn) {
+	if (leaving ? seen.dropped : seen.len || tcp->syn) {
 		i = __sync_fetch_and_add(n, 1);
 		bpf_map_update_elem(&seen_log, &i, &seen, BPF_ANY);
 	}
 	return seen.dropped ? SHOT : PASS;
+}
+
+SEC("tc")
+int dropper(struct __sk_buff *skb)
+{
+	return look(skb, 0);
+}
+
+SEC("tc")
+int dropper_out(struct __sk_buff *skb)
+{
+	return look(skb, 1);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -24,9 +24,11 @@ SOURCE = Path(__file__).with_name("dropper.bpf.c")
 DATA, SYN, ANY = 0, 1, 2
 TO, FROM = 0, 1
 """The server."""
-INGRESS, TC_CLSACT = 0xFFFFFFF2, 0xFFFFFFF1
+INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
 RULE, SEEN = struct.Struct("=HBBIII"), struct.Struct("=QIIHBBI")
 LOG = 4096
+QUEUE = 20_000
+"""Bytes."""
 INCLUDE = f"-I/usr/include/{platform.machine()}-linux-gnu"
 HOLD = "import sys; print(flush=True); sys.stdin.read()"
 SETTINGS = ("tcp_no_metrics_save=1",)
@@ -54,8 +56,10 @@ class Dropper:
         self.object = ctypes.c_void_p(self.lib.bpf_object__open_file(str(path).encode(), None))
         assert self.object, "the dropper cannot be opened"
         assert self.lib.bpf_object__load(self.object) == 0, "the dropper cannot be loaded"
-        program = ctypes.c_void_p(self.lib.bpf_object__find_program_by_name(self.object, b"dropper"))
-        self.fd = self.lib.bpf_program__fd(program)
+        self.fds = [
+            self.lib.bpf_program__fd(ctypes.c_void_p(self.lib.bpf_object__find_program_by_name(self.object, name)))
+            for name in (b"dropper", b"dropper_out")
+        ]
         self.maps = {
             name: self.lib.bpf_object__find_map_fd_by_name(self.object, name.encode())
             for name in ("rules", "seen_log", "logged")
@@ -96,13 +100,32 @@ class Link:
     dropper: Dropper
     port: int = 8080
 
-    def drop(self, direction: int, what: int = DATA, *, skip: int = 0, count: int = 1) -> None:
-        """Lose *count* segments of the next connections, after *skip* of them; forget what was seen."""
-        self.dropper.set("logged", bytes(4))
-        self.dropper.set("rules", RULE.pack(self.port, direction, what, skip, count, 0))
+    def drop(self, direction: int, what: int = DATA, *, skip: int = 0, count: int = 1, leaving: bool = False) -> None:
+        """Lose *count* segments, after *skip* of them; forget what was seen.
 
-    def dropped(self) -> int:
-        return RULE.unpack(self.dropper.get("rules", RULE.size))[5]
+        Args:
+            leaving: Have the sender's own host drop them.
+        """
+        self.dropper.set("logged", bytes(4))
+        for where in (False, True):
+            each = count if where == leaving else 0
+            self.dropper.set("rules", RULE.pack(self.port, direction, what, skip, each, 0), where)
+
+    @contextmanager
+    def slow(self, side: HostSide, seconds: float):
+        """What *side* sends next is that late: other packets are in the queue before it."""
+        shaper = ("root", "tbf", "rate", f"{QUEUE * 8 / seconds:.0f}bit", "burst", "2kb", "limit", "1mb")
+        subprocess.run(side.command("tc", "qdisc", "add", "dev", "eth0", *shaper), check=True)
+        try:
+            script = f"import socket; s = socket.socket(type=socket.SOCK_DGRAM); to = ({self.other(side)!r}, 9)"
+            send = f"for _ in range({QUEUE // 1000}): s.sendto(bytes(1000 - 42), to)"
+            subprocess.run(side.command(sys.executable, "-c", f"{script}\n{send}"), check=True)
+            yield
+        finally:
+            subprocess.run(side.command("tc", "qdisc", "del", "dev", "eth0", "root"), check=True)
+
+    def other(self, side: HostSide) -> str:
+        return (self.server if side is self.client else self.client).address
 
     def seen(self) -> list[Seen]:
         (n,) = struct.unpack("I", self.dropper.get("logged", 4))
@@ -160,17 +183,15 @@ def link():
             ip.link("set", index=index, state="up")
             ip.link("set", index=loopback, state="up")
             ip.tc("add", "clsact", index)
-            ip.tc(
-                "add-filter",
-                "bpf",
-                index,
-                ":1",
-                fd=dropper.fd,
-                name="dropper",
-                parent=INGRESS,
-                classid=1,
-                direct_action=True,
-            )
+            for fd, parent in zip(dropper.fds, (INGRESS, EGRESS), strict=True):
+                ip.tc(
+                    *("add-filter", "bpf", index, ":1"),
+                    fd=fd,
+                    name="dropper",
+                    parent=parent,
+                    classid=1,
+                    direct_action=True,
+                )
             for setting in SETTINGS:
                 name, _, value = setting.partition("=")
                 script = f"echo {value} > /proc/sys/net/ipv4/{name}"

@@ -11,7 +11,7 @@ from otelbpf.kernel import Host
 from otelbpf.probes.exchange import Exchange, ExchangeConfig
 from otelbpf.probes.tcp import Tcp, TcpConfig
 from tests.net import hosts
-from tests.net.hosts import TO
+from tests.net.hosts import DATA, FROM, SYN, TO
 from tests.probes.conftest import Tracing, unaccounted
 
 pytestmark = pytest.mark.kernel
@@ -121,6 +121,11 @@ def lost(seen):
     return [span for span in seen.spans if span.name == LOST]
 
 
+def needed(seen):
+    """Without those that the peer's silence caused: its acknowledgements get lost with the data that carries them."""
+    return [span for span in lost(seen) if not span["network.tcp.retransmit.spurious"]]
+
+
 def parent(seen, span):
     (found,) = [each for each in seen.spans if each.span_id == span.parent_id]
     return found
@@ -134,21 +139,115 @@ def assert_lost(span, truth_s):
     assert span["network.tcp.time_lost"] == pytest.approx(truth_s, rel=0.05, abs=0.002)
 
 
-def test_a_lost_request_segment_is_a_span_below_its_request(pair, link):
+CASES = {
+    # name: (direction, what is dropped, how it is asked, types of the retransmissions)
+    "one request segment": ((TO, DATA, 0, 1), ("get", 3), ["tail_loss_probe"]),
+    "two": ((TO, DATA, 0, 2), ("get", 3), ["tail_loss_probe", "timeout"]),
+    "three": ((TO, DATA, 0, 3), ("get", 3), ["tail_loss_probe", "timeout", "timeout"]),
+    "inside a request body": ((TO, DATA, 20, 1), ("post", 3, 200_000), ["fast"]),
+    "one response segment": ((FROM, DATA, 0, 1), ("get", 3), ["tail_loss_probe"]),
+    "inside a response of 4 MB": ((FROM, DATA, 700, 1), ("get", 4_000_003), ["fast"]),
+}
+
+
+@pytest.mark.parametrize("ipv", [4, 6])
+@pytest.mark.parametrize(("rule", "ask", "wanted"), CASES.values(), ids=CASES)
+def test_what_was_lost_is_a_span_below_the_request_that_it_delayed(pair, link, rule, ask, wanted, ipv):
+    direction, what, skip, count = rule
+    with watching(pair.client, pair.server) as seen:
+        pair.start()
+        pair.do("connect", link.server.address if ipv == 4 else link.server.address6)
+        for i in range(5):
+            if i == 2:
+                link.drop(direction, what, skip=skip, count=count)
+                pair.do(*ask)
+            else:
+                pair.do("get", i + 10)
+        seen.settle(0.6)
+    (span,) = needed(seen)
+    above = parent(seen, span)
+    assert above.kind == (CLIENT if direction == TO else SERVER)
+    assert (above["url.full"] or above["url.path"]).endswith(f"/{ask[1]}")
+    assert span.trace_id == above.trace_id
+    assert span.kind == INTERNAL
+    assert types(span) == wanted
+    assert span["network.tcp.retransmit.count"] == count
+    assert span["network.tcp.retransmit.spurious"] is False
+    assert span["otelbpf.correlation.method"] == "tcp_seq"
+    assert span["network.type"] == f"ipv{ipv}"
+    assert_lost(span, link.lost_s())
+
+
+def test_what_this_host_drops_itself_is_a_stall(pair, link):
     with watching(pair.client) as seen:
         pair.start()
         pair.do("connect", link.server.address)
-        for size in range(1, 6):
-            if size == 3:
-                link.drop(TO)
-            took = pair.do("get", size)
-            if size == 3:
-                delayed = took
+        for i in range(5):
+            if i == 2:
+                link.drop(TO, leaving=True)
+            pair.do("get", i)
+        seen.settle(0.5)
+    (span,) = [span for span in seen.spans if span.name == "tcp.stall"]
+    assert not lost(seen)
+    assert parent(seen, span)["url.full"].endswith("/get/2")
+    assert span["otelbpf.tcp.stall.reason"] == "local_drop"
+    assert_lost(span, link.lost_s())
+
+
+def test_a_lost_syn_is_below_the_first_request(pair, link):
+    with watching(pair.client, pair.server) as seen:
+        pair.start()
+        link.drop(TO, SYN)
+        pair.do("connect", link.server.address)
+        for i in range(3):
+            pair.do("get", i)
         seen.settle(0.5)
     (span,) = lost(seen)
-    assert parent(seen, span)["url.full"].endswith("/get/3")
-    assert span.kind == INTERNAL
-    assert types(span) == ["tail_loss_probe"]
-    assert span["network.tcp.retransmit.count"] == 1
+    assert types(span) == ["syn"]
+    assert span["otelbpf.correlation.method"] == "handshake"
+    above = parent(seen, span)
+    assert (above.kind, above["url.full"].endswith("/get/0")) == (CLIENT, True)
     assert_lost(span, link.lost_s())
-    assert (span.end_ns - span.start_ns) / 1e9 == pytest.approx(delayed, rel=0.05)
+
+
+def test_a_lost_syn_ack_is_below_the_first_request_of_both_sides(pair, link):
+    with watching(pair.client, pair.server) as seen:
+        pair.start()
+        link.drop(FROM, SYN)
+        pair.do("connect", link.server.address)
+        for i in range(3):
+            pair.do("get", i)
+        seen.settle(0.5)
+    of = {parent(seen, span).kind: span for span in lost(seen)}
+    assert types(of[CLIENT]) == ["syn"]
+    assert set(types(of[SERVER])) == {"syn_ack"}
+    assert {parent(seen, span)["url.path"] or parent(seen, span)["url.full"][-6:] for span in of.values()} == {"/get/0"}
+    assert_lost(of[SERVER], link.lost_s())
+
+
+def test_a_late_acknowledgement_makes_a_retransmission_spurious(pair, link):
+    with watching(pair.client) as seen:
+        pair.start()
+        pair.do("connect", link.server.address)
+        pair.do("get", 1)
+        with link.slow(link.server, 0.3):
+            took = pair.do("get", 2)
+        pair.do("get", 3)
+        seen.settle(0.5)
+    assert took > 0.25
+    (span,) = lost(seen)
+    assert types(span) == ["tail_loss_probe"]
+    assert span["network.tcp.retransmit.spurious"] is True
+    assert span["network.tcp.time_lost"] == 0
+    assert parent(seen, span)["url.full"].endswith("/get/2")
+
+
+def test_nothing_lost_is_nothing_told(pair, link):
+    with watching(pair.client, pair.server) as seen:
+        pair.start()
+        pair.do("connect", link.server.address)
+        for i in range(1000):
+            pair.do("get", i)
+        seen.settle(0.5)
+    assert {span.kind for span in seen.spans} == {SERVER, CLIENT}
+    assert len(seen.spans) == 2000
