@@ -24,10 +24,12 @@ struct connection {
 	__u8 crowded;   /* one is to go out with the first bytes */
 	__u8 swept;     /* an EXCHANGE_IDLE went out */
 	__u8 closed;    /* no bytes come any more, but some may still be unread */
-	__u8 _pad[7];
+	__u8 _pad[3];
+	__u32 recv_seq;    /* a server's: TCP sequence number of the request's first byte */
 	__u16 swept_len;   /* of the response's head, when it did */
 	__u16 error;       /* errno of the connection when it closed */
 	__u64 swept_bytes; /* response bytes when it did */
+	__u64 peer; /* cookie of the client at the other end, when it is here; 0: not known */
 	struct exchange_event event;
 	__u8 heads[EXCHANGE_HEADS_LEN]; /* the request's, then the response's; follows the event on
 					   its way out */

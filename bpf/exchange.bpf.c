@@ -24,6 +24,7 @@
 #include "buffer.bpf.h"
 #include "compat.bpf.h"
 #include "connection.bpf.h"
+#include "peer.bpf.h"
 #include "ring.bpf.h"
 #include "socket.bpf.h"
 #include "span.bpf.h"
@@ -111,6 +112,7 @@ static __always_inline void emit_open(struct connection *c)
 {
 	__u64 size = c->event.request_len;
 
+	join_client(c);
 	c->announced = 1;
 	c->event.reason = EXCHANGE_OPEN;
 	CLAMP(size, EXCHANGE_REQUEST_LEN);
@@ -145,8 +147,10 @@ static __always_inline void give_up(struct connection *c)
 
 static __always_inline void finish(struct connection *c, __u8 reason)
 {
-	__u64 size = prepare(c, reason);
+	__u64 size;
 
+	join_client(c);
+	size = prepare(c, reason);
 	OUTPUT(exchange_events, &c->event, size);
 	c->state = IDLE;
 }
@@ -311,6 +315,8 @@ static __always_inline void begin(struct connection *c, __u64 now, __u8 role)
 	}
 	e->parent_cookie = 0;
 	e->parent_number = 0;
+	e->root_cookie = 0;
+	e->root_number = 0;
 	e->pid = id >> 32;
 	e->tid = id;
 	e->response_sends = 0;
@@ -439,15 +445,7 @@ static __always_inline void read_addresses(struct connection *c, struct sock *sk
 
 	e->local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
 	e->peer_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
-	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET) {
-		e->local_addr[10] = e->local_addr[11] = 0xff;
-		e->peer_addr[10] = e->peer_addr[11] = 0xff;
-		*(__be32 *)&e->local_addr[12] = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
-		*(__be32 *)&e->peer_addr[12] = BPF_CORE_READ(sk, __sk_common.skc_daddr);
-	} else {
-		BPF_CORE_READ_INTO(&e->local_addr, sk, __sk_common.skc_v6_rcv_saddr);
-		BPF_CORE_READ_INTO(&e->peer_addr, sk, __sk_common.skc_v6_daddr);
-	}
+	socket_addresses(sk, e->local_addr, e->peer_addr);
 }
 
 static __always_inline struct connection *connection_of(struct sock *sk)
@@ -459,10 +457,10 @@ static __always_inline struct connection *connection_of(struct sock *sk)
 
 /* What a socket call did. */
 struct moved {
-	__u64 n;         /* bytes, > 0 */
-	__u64 ns;        /* CLOCK_MONOTONIC */
-	__u32 write_seq; /* TCP's sequence number after them, when they were sent */
-	__u32 _pad;
+	__u64 n;          /* bytes, > 0 */
+	__u64 ns;         /* CLOCK_MONOTONIC */
+	__u32 write_seq;  /* TCP's sequence number after them, when they were sent */
+	__u32 copied_seq; /* likewise, when they were received */
 };
 
 /* As moved() says it, where fields cannot be read directly. */
@@ -476,6 +474,7 @@ static __always_inline struct moved moved_core(struct sock *sk, __u64 n, enum di
 		m.write_seq = BPF_CORE_READ(tp, write_seq);
 	} else {
 		m.ns = BPF_CORE_READ(tp, tcp_clock_cache);
+		m.copied_seq = BPF_CORE_READ(tp, copied_seq);
 	}
 	return m;
 }
@@ -507,8 +506,11 @@ static __always_inline void on_data(struct sock *sk, struct connection *c, const
 		read_addresses(c, sk);
 	if (c->role == EXCHANGE_UNKNOWN)
 		learn_role(c, sk, way, b, n);
-	if (first)
+	if (first) {
 		follow(sk, c, BPF_NOEXIST);
+		if (c->role == EXCHANGE_CLIENT)
+			show_client(sk, e->cookie);
+	}
 	if (c->role == EXCHANGE_UNKNOWN)
 		goto out;
 
@@ -520,8 +522,13 @@ static __always_inline void on_data(struct sock *sk, struct connection *c, const
 			begin(c, now, c->role);
 			if (pid && pid != e->pid)
 				follow_to(sk, e);
-			if (way == SEND)
+			if (way == SEND) {
 				e->send_seq = m->write_seq - (__u32)n;
+			} else {
+				c->recv_seq = m->copied_seq - (__u32)n;
+				find_client(c);
+				join_client(c);
+			}
 		}
 		capture(c, b, n, false);
 		e->request_bytes += n;
@@ -534,6 +541,7 @@ static __always_inline void on_data(struct sock *sk, struct connection *c, const
 			e->first_ns = now;
 			if (way == SEND)
 				e->send_seq = m->write_seq - (__u32)n;
+			join_client(c);
 			if (c->role == EXCHANGE_SERVER &&
 			    e->tid != (__u32)bpf_get_current_pid_tgid())
 				note_hand_over(e->pid);
@@ -556,7 +564,10 @@ out:
  */
 static __always_inline struct moved moved(const struct tcp_sock *tp, __u64 n, enum direction way)
 {
-	struct moved m = { .n = n, .ns = tp->tcp_clock_cache, .write_seq = tp->write_seq };
+	struct moved m = { .n = n,
+			   .ns = tp->tcp_clock_cache,
+			   .write_seq = tp->write_seq,
+			   .copied_seq = tp->copied_seq };
 
 	if (way == SEND && tp->snd_nxt != m.write_seq)
 		m.ns = bpf_ktime_get_ns();
@@ -832,6 +843,12 @@ int BPF_PROG(exchange_state, struct sock *sk, int before, int after)
 		}
 		return 0;
 	}
+	if (before == TCP_SYN_SENT && after == TCP_ESTABLISHED) {
+		c = connection_of(sk); /* before the server can read anything of it */
+		if (c)
+			show_client(sk, c->event.cookie);
+		return 0;
+	}
 	if (after != TCP_FIN_WAIT1 && after != TCP_LAST_ACK && after != TCP_CLOSE)
 		return 0;
 	c = connection_of(sk);
@@ -878,7 +895,10 @@ static long sweep_one(void *map, __u64 *key, struct connection *c, struct exchan
 	    !paused(c, command) || !take(&c->busy))
 		return 0;
 	if (c->state == RESPONSE && !c->torn && paused(c, command)) {
-		__u64 size = prepare(c, EXCHANGE_IDLE);
+		__u64 size;
+
+		join_client(c);
+		size = prepare(c, EXCHANGE_IDLE);
 
 		/* Without room the next sweep tries again. */
 		if (!TRY_OUTPUT(exchange_events, &c->event, size)) {

@@ -50,7 +50,10 @@ struct exchange_event {
 				request_len */
 	__u64 response_tail; /* likewise, and in a RESENT record */
 	__u64 process_start_ns; /* CLOCK_BOOTTIME; with pid, names a process for good */
-	__u64 parent_cookie;    /* the inbound exchange open on the thread; 0: none, or several */
+	__u64 parent_cookie; /* a client's: the inbound exchange open on the thread; a server's: the
+				client's exchange, when that is on this host; 0: none, or several */
+	__u64 root_cookie;   /* a server's: its parent's parent */
+	__u32 root_number;
 	__u32 parent_number;
 	__u32 number; /* 1, 2, … on this connection */
 	__u32 pid;
@@ -62,12 +65,13 @@ struct exchange_event {
 	__u16 peer_port;
 	__u16 request_len;
 	__u16 response_len;
-	__u16 error; /* errno of the connection, or 0 */
-	__u16 rule;  /* what selected the process; 0: its port did */
+	__u16 error;     /* errno of the connection, or 0 */
+	__u16 rule;      /* what selected the process; 0: its port did */
+	__u16 root_rule; /* a server's: what selected its parent's process */
 	__u8 role;
 	__u8 reason;
 	__u8 flags;
-	__u8 _pad[1];
+	__u8 _pad[3];
 	__u8 local_addr[16]; /* IPv6, or IPv4-mapped IPv6 */
 	__u8 peer_addr[16];
 };

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's customers: about 30 requests a second over four kept-alive connections.
 
-Each request begins a trace of its own, as a gateway's would. Ends on SIGTERM.
+Knows nothing of tracing. Ends on SIGTERM.
 
 Usage: client.py PORT
 """
@@ -27,7 +27,6 @@ def customer(port: int, stop: threading.Event) -> None:
     """Send requests until *stop*."""
     server = HTTPConnection("127.0.0.1", port, timeout=10)
     while not stop.wait(chance.uniform(0, PAUSE_S)):
-        trace, parent = chance.randbytes(16).hex(), chance.randbytes(8).hex()
         method, path, body = chance.choices(
             [
                 ("GET", "/", None),
@@ -37,7 +36,7 @@ def customer(port: int, stop: threading.Event) -> None:
             ],
             weights=[35, 35, 25, 5],
         )[0]
-        server.request(method, path, body, {"traceparent": f"00-{trace}-{parent}-01"})
+        server.request(method, path, body)
         server.getresponse().read()
 
 

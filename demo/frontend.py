@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's first service: a shop that asks the inventory. It knows nothing of tracing.
 
-Like many services written by hand it passes its caller's `traceparent` header on
-to whom it calls, and does nothing else with it.
-
 Usage: frontend.py PORT INVENTORY_PORT
 """
 
@@ -46,10 +43,9 @@ class Frontend(Service):
 
     def ask(self, path: str) -> int:
         """Call the inventory; return the status that this makes for our own caller."""
-        headers = {"traceparent": self.headers["traceparent"]} if "traceparent" in self.headers else {}
         inventory = HTTPConnection("127.0.0.1", int(sys.argv[2]), timeout=5)
         try:
-            inventory.request("GET", path, headers=headers)
+            inventory.request("GET", path)
             answer = inventory.getresponse()
             answer.read()
         finally:

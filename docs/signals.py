@@ -68,7 +68,8 @@ OUTCOME = "the status code; or how the connection ended: `connection_closed`, or
 METHOD = "the request line; `_OTHER` for a method that the conventions do not know"
 CORRELATION = (
     "`http1_header`: the request's own traceparent; `thread`: the inbound request open on the thread that sent it;"
-    " `passed_header`: the inbound request that the process received with this very traceparent"
+    " `passed_header`: the inbound request that the process received with this very traceparent;"
+    " `connection`: the request of the client at the other end, on this host"
 )
 HOST = "the Host header or an absolute target; else the address of the server's side of the socket"
 SPANS: Mapping[str, Said] = {

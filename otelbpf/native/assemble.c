@@ -403,9 +403,10 @@ static uint32_t text(otb_http *h, struct http1_slice s)
 
 static const struct context *local_context(otb_http *h, const struct exchange_event *e)
 {
-	return e->parent_cookie ? find_context(h, exchange_hash(h->seed[0], e->parent_cookie,
-								e->parent_number))
-				: NULL;
+	return e->role == EXCHANGE_CLIENT && e->parent_cookie
+		       ? find_context(h,
+				      exchange_hash(h->seed[0], e->parent_cookie, e->parent_number))
+		       : NULL;
 }
 
 /* Two inbound exchanges with one traceparent: handed on, it names neither. */
@@ -502,14 +503,71 @@ static int kept(const otb_http *h, const struct exchange_event *e, const struct 
 	       (s->slower_ns && e->end_ns - e->start_ns > s->slower_ns);
 }
 
+/* The parent's parent, of a server's exchange whose client is at the other end. */
+static const struct context *root_context(otb_http *h, const struct exchange_event *e)
+{
+	return e->role == EXCHANGE_SERVER && e->root_cookie
+		       ? find_context(h, exchange_hash(h->seed[0], e->root_cookie, e->root_number))
+		       : NULL;
+}
+
+static struct exchange_event asked_by(const struct exchange_event *e)
+{
+	return (struct exchange_event){ .cookie = e->parent_cookie,
+					.number = e->parent_number,
+					.rule = e->root_rule,
+					.flags = e->flags };
+}
+
+/* Did the client hand on what it was itself asked with? Then our client span is between the two. */
+static int asked_in_passing(otb_http *h, const struct exchange_event *e,
+			    const struct http1_request *q)
+{
+	const struct context *root = root_context(h, e);
+
+	return root && !memcmp(root->remote_id, q->parent_id, 8) &&
+	       !memcmp(root->trace_id, q->trace_id, 16);
+}
+
+/*
+ * The trace of a server's exchange whose request brought no context: that of the
+ * client's exchange at the other end, if that is here; else a new one. Returns
+ * where it came from; *to* has no parent yet.
+ */
+static enum http_parent own_trace(otb_http *h, const struct exchange_event *e, struct context *to,
+				  uint8_t parent_id[8])
+{
+	struct exchange_event asked = asked_by(e);
+	const struct context *root = root_context(h, e);
+
+	if (e->role != EXCHANGE_SERVER || !e->parent_cookie || (e->root_cookie && !root)) {
+		new_trace_id(h, e, to->trace_id);
+		to->flags = sample_root(h, e, to->trace_id, &to->trace_state);
+		return HTTP_PARENT_NONE;
+	}
+	span_id(h, &asked, parent_id);
+	if (root) {
+		memcpy(to->trace_id, root->trace_id, 16);
+		to->flags = root->flags & 0xff;
+		to->trace_state = root->trace_state;
+	} else {
+		new_trace_id(h, &asked, to->trace_id);
+		to->flags = sample_root(h, &asked, to->trace_id, &to->trace_state);
+	}
+	return HTTP_PARENT_CONNECTION;
+}
+
 static void join_trace(otb_http *h, const struct exchange_event *e, const struct message *m,
 		       struct http_row *row, struct http_shape *shape)
 {
 	const struct http1_request *q = &m->request;
 	const struct context *local = local_context(h, e), *passed;
+	struct exchange_event asked;
+	struct context own = {};
 
 	span_id(h, e, row->span_id);
-	if (e->parent_cookie && !local && !(e->flags & EXCHANGE_UNSAMPLED))
+	if (e->role == EXCHANGE_CLIENT && e->parent_cookie && !local &&
+	    !(e->flags & EXCHANGE_UNSAMPLED))
 		h->counts.parents_missed++;
 	if (q->has_traceparent) {
 		memcpy(row->trace_id, q->trace_id, 16);
@@ -518,6 +576,12 @@ static void join_trace(otb_http *h, const struct exchange_event *e, const struct
 		if (passed) {
 			memcpy(row->parent_id, passed->span_id, 8);
 			shape->parent = passed == local ? HTTP_PARENT_THREAD : HTTP_PARENT_PASSED;
+		} else if (asked_in_passing(h, e, q)) {
+			asked = asked_by(e);
+			span_id(h, &asked, row->parent_id);
+			shape->parent = HTTP_PARENT_CONNECTION;
+			row->flags |= FLAG_IS_REMOTE;
+			came_again(h, e, q);
 		} else {
 			memcpy(row->parent_id, q->parent_id, 8);
 			shape->parent = HTTP_PARENT_HEADER;
@@ -533,8 +597,14 @@ static void join_trace(otb_http *h, const struct exchange_event *e, const struct
 		shape->trace_state = local->trace_state;
 		shape->parent = HTTP_PARENT_THREAD;
 	} else {
-		new_trace_id(h, e, row->trace_id);
-		row->flags = sample_root(h, e, row->trace_id, &shape->trace_state);
+		shape->parent = own_trace(h, e, &own, row->parent_id);
+		memcpy(row->trace_id, own.trace_id, 16);
+		row->flags = own.flags;
+		shape->trace_state = own.trace_state;
+		if (shape->parent == HTTP_PARENT_CONNECTION)
+			row->flags |= FLAG_IS_REMOTE;
+		else if (e->role == EXCHANGE_SERVER && e->parent_cookie)
+			h->counts.parents_missed++;
 	}
 	row->flags |= FLAG_HAS_IS_REMOTE;
 	if (kept(h, e, shape))
@@ -808,6 +878,7 @@ static void on_open(otb_http *h, const struct exchange_event *e, const uint8_t *
 	const struct held *p = find_held(h, e->cookie);
 	struct exchange_event first = *e;
 	struct context *c, *same, first_context;
+	uint8_t parent_id[8];
 
 	h->counts.opened++;
 	if (p && (kind == HTTP1_NONE || p->event.number != e->number)) {
@@ -823,8 +894,7 @@ static void on_open(otb_http *h, const struct exchange_event *e, const uint8_t *
 	c->exchange = c->key;
 	span_id(h, &first, c->span_id);
 	if (!q.has_traceparent) {
-		new_trace_id(h, &first, c->trace_id);
-		c->flags = sample_root(h, &first, c->trace_id, &c->trace_state);
+		own_trace(h, &first, c, parent_id);
 		return;
 	}
 	c->flags = sample_child(h, &first, &q, &c->trace_state);

@@ -13,6 +13,7 @@ enum http_parent {
 	HTTP_PARENT_HEADER = 1, /* the traceparent of this exchange's own request */
 	HTTP_PARENT_THREAD = 2, /* the inbound exchange open on the thread that sent the request */
 	HTTP_PARENT_PASSED = 3, /* the inbound exchange that came with this very traceparent */
+	HTTP_PARENT_CONNECTION = 4, /* the client's exchange, at the connection's other end */
 };
 
 enum http_error {

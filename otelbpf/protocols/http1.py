@@ -40,6 +40,7 @@ class Parent(IntEnum):
     http1_header = 1
     thread = 2
     passed_header = 3
+    connection = 4
 
 
 class Role(IntEnum):
