@@ -23,15 +23,16 @@ from otelbpf.errors import ConfigError, OtelBpfError
 from otelbpf.health import Doors, Questions
 from otelbpf.identity import agent_resource
 from otelbpf.kernel import Host
-from otelbpf.model import Temporality, View
 from otelbpf.native import features, privileges
 from otelbpf.native.object import enable_stats, program_times
 from otelbpf.otlp.encode import SpanEncoder
 from otelbpf.otlp.metrics import encode_metrics
 from otelbpf.otlp.output import OtlpOutput, Output
-from otelbpf.probe import Running, Tally
+from otelbpf.probe import Context, Probe, Running, Tally
 from otelbpf.probes import PROBES
+from otelbpf.record import RecordedHost
 from otelbpf.service import Notify, RuntimeDirectory
+from otelbpf.tape import Tape
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +46,17 @@ COMMAND_GRACE_S = 3.0
 """How long a traced command may take to end after the SIGTERM that we pass on."""
 
 
-def run(config: Config, argv: Sequence[str] | None, reread: Callable[[], Config] | None = None) -> int:
+def run(
+    config: Config,
+    argv: Sequence[str] | None,
+    reread: Callable[[], Config] | None = None,
+    recording: Tape | None = None,
+) -> int:
     """Trace what *config* selects, and *argv*, a command to start, until a signal or the command's end.
 
     Args:
         reread: Makes the configuration anew, for SIGHUP; None: SIGHUP ends the agent as SIGTERM does.
+        recording: Everything that the probes are told goes there, too.
 
     Returns:
         The command's exit status when it ended by itself, else 0.
@@ -69,31 +76,32 @@ def run(config: Config, argv: Sequence[str] | None, reread: Callable[[], Config]
         if config.status.program_time:
             stack.callback(os.close, enable_stats())
         sockets = _sockets(config, directory, stack)
-        files = {where: _open(where, config, stack) for where in config.outputs if where.startswith("file:")}
+        files = {where: open_output(where, config, stack) for where in config.outputs if where.startswith("file:")}
         host = stack.enter_context(Host(config.select.ports, config.metrics.max_series))
         host.stopping = stopping.is_set
         host.samplers = (config.sampling,)
-        host.views = _views(config)
         pids = [*config.select.pids, *([command.pid] if command else [])]
         for pid in pids:
             host.select(pid)
-        probes = [probe for probe in PROBES if getattr(config.probes[probe.name], "enabled", True)]
-        host.follow_sockets = any(probe.sockets for probe in probes)
-        running = {
-            probe.name: stack.enter_context(closing(probe.open(config.probes[probe.name], host))) for probe in probes
-        }
+        host.follow_sockets = any(probe.sockets for probe in enabled(config))
+        context: Any = RecordedHost(host, recording) if recording else host
+        running = open_probes(config, context, stack)
         # Threads have what the one has that makes them, so: before there is any. gRPC's, which talk to the network,
         # can then do nothing that matters.
         privileges.keep(
             [*privileges.LOOKING, *(each for probe in PROBES for each in probe.keeps)],
             lambda: [host.tally(), *(each.tally() for each in running.values())],
         )
-        outputs = [files.get(where) or _open(where, config, stack) for where in config.outputs]
-        agent = Agent(config, host, running, outputs)
+        outputs = [files.get(where) or open_output(where, config, stack) for where in config.outputs]
+        agent = Agent(config, context, running, outputs)
+        if recording:
+            recording.answer("agent", (agent.resource, agent.start_ns))
         agent.notify, agent.reread, agent.argv = notify, reread, argv
         if any(sockets):
             stack.callback(Doors(agent.questions, *sockets).close)
-        said = f"tracing {_what(config, argv)}; to {_where(config)}"
+        to = [_where(config)] if config.outputs else []
+        to += [f"the recording {recording.path}"] if recording else []
+        said = f"tracing {_what(config, argv)}; to {', '.join(to)}"
         _say(said)
         notify.ready(said)
         if command:
@@ -101,7 +109,22 @@ def run(config: Config, argv: Sequence[str] | None, reread: Callable[[], Config]
         status = agent.loop(signals, command)
         notify.stopping()
         agent.finish()
+        if recording:
+            recording.end()
+            _say(f"recorded {recording.size} bytes; look at them with: otelbpf replay {recording.path}")
         return status
+
+
+def enabled(config: Config) -> list[Probe]:
+    return [probe for probe in PROBES if getattr(config.probes[probe.name], "enabled", True)]
+
+
+def open_probes(config: Config, context: Context, stack: ExitStack) -> dict[str, Running]:
+    """Load and attach what is enabled; it is closed with *stack*."""
+    return {
+        probe.name: stack.enter_context(closing(probe.open(config.probes[probe.name], context)))
+        for probe in enabled(config)
+    }
 
 
 class Agent:
@@ -112,7 +135,6 @@ class Agent:
         self.encoder = SpanEncoder(config.export.max_request_bytes)
         self.resource = agent_resource()
         self.start_ns = time.time_ns()
-        self.deltas = telemetry.Deltas() if config.metrics.temporality == "delta" else None
         self.too_late = 0
         self.argv: Sequence[str] | None = None
         self.questions = Questions()
@@ -173,7 +195,7 @@ class Agent:
 
     def tick(self, *, last: bool = False, until_s: float = math.inf) -> None:
         """Drain and export once; spans that are not encoded by *until_s* (monotonic) are counted as dropped."""
-        self.host.tick()
+        self.host.tick(last=last)
         for probe in self.running.values():
             for batch in probe.tick(last=last):
                 if time.monotonic() > until_s:
@@ -184,10 +206,9 @@ class Agent:
                         output.traces(request, spans)
 
     def export_metrics(self) -> None:
-        now_ns = time.time_ns()
-        points = [each for probe in self.running.values() for each in probe.points(now_ns, self.host.views[0])]
+        now_ns = self.host.begin_export()
+        points = [each for probe in self.running.values() for each in probe.points(now_ns)]
         own = telemetry.points(self.resource, self._account(), self.start_ns, now_ns)
-        own = self.deltas.of(own) if self.deltas else own
         for request, count in encode_metrics([*points, *own], self.config.export.max_request_bytes):
             for output in self.outputs:
                 output.metrics(request, count)
@@ -256,9 +277,10 @@ class Agent:
         self.export_metrics()
         for output in self.outputs:
             output.close(max(0.0, deadline_s - time.monotonic()))
-        _say(f"{self._summary()}")
+        _say("; ".join(["stopped", *self.account()]))
 
-    def _summary(self) -> str:
+    def account(self) -> list[str]:
+        """What became of every event, and of the spans."""
         said = []
         for name, tally in self.tallies().items():
             losses = {"malformed": tally.malformed} | {f"lost ({reason})": n for reason, n in tally.lost.items()}
@@ -267,8 +289,7 @@ class Agent:
             said.append(f"{name}: {', '.join(counts)}")
         if self.too_late:
             said.append(f"{self.too_late} spans dropped: not encoded in time")
-        said += [summary for output in self.outputs if (summary := output.summary())]
-        return "; ".join(["stopped", *said])
+        return said + [summary for output in self.outputs if (summary := output.summary())]
 
 
 @contextmanager
@@ -326,18 +347,8 @@ def _sockets(
     return status, health_socket
 
 
-def _views(config: Config) -> Sequence[View]:
-    metrics = config.metrics
-    return (
-        View(
-            exponential=metrics.histogram_aggregation == "base2_exponential_bucket_histogram",
-            temporality=Temporality.CUMULATIVE if metrics.temporality == "cumulative" else Temporality.DELTA,
-            exemplars=metrics.exemplars,
-        ),
-    )
-
-
-def _open(where: str, config: Config, stack: ExitStack) -> Output:
+def open_output(where: str, config: Config, stack: ExitStack) -> Output:
+    """Open an output that is closed with *stack*."""
     output = _output(where, config)
     stack.callback(output.close, 0.0)  # whatever happens: its thread would keep us alive
     return output

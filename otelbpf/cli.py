@@ -11,13 +11,15 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
+import platform
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,10 +55,38 @@ OUTPUT = """\
 otlp (the default: to OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317),
 console, or file:PATH (OTLP JSON lines; file:- is stdout)"""
 
+REPLAYED = "console (the default), otlp, or file:PATH"
+
 CHECK = """\
 Show hook by hook what this kernel and these privileges allow, and what to do
 about each "no". Changes nothing. Exits 0 if everything that `run` needs is
 there, else 1.
+"""
+
+RECORD = """\
+Write everything that the kernel tells about the selected processes to FILE,
+until Ctrl-C or SIGTERM: raw events, who made them, and the clock. `replay`
+makes the same spans and metrics of it elsewhere, without root. FILE holds the
+first 1 KiB of requests, headers and all; --redact leaves out what may be
+secret. Nothing else is sent anywhere, unless --output says so.
+"""
+RECORD_EXAMPLES = """\
+Examples:
+  otelbpf record bug.rec --redact --port 8080
+  otelbpf record bug.rec -- curl http://localhost:8080/
+
+Exit status: as of `otelbpf run`.
+"""
+REPLAY = """\
+Make spans and metrics of what `otelbpf record` wrote to FILE, as `run` would
+have done then: same configuration, same times, same ids. Needs no root. A
+FILE that breaks off is replayed as far as it goes, and that is said.
+"""
+REPLAY_EXAMPLES = """\
+Examples:
+  otelbpf replay bug.rec                             look at it
+  otelbpf replay bug.rec --output file:spans.jsonl
+  otelbpf replay bug.rec -c otelbpf.yaml             with another configuration
 """
 
 STATUS = """\
@@ -112,6 +142,42 @@ def run(args: argparse.Namespace) -> int:
     from otelbpf import agent  # noqa: PLC0415 - --help must not wait for numpy and grpc
 
     return agent.run(conf, args.command, configured if args.config else None)
+
+
+def record(args: argparse.Namespace) -> int:
+    conf = config.load(args.config, os.environ, _probes(), _flags(args))
+    # nothing is reported twice: it may run beside the agent
+    conf = dataclasses.replace(conf, outputs=tuple(args.output), allow_second=True)
+    if not (conf.select.pids or conf.select.ports or args.command):
+        raise UsageError(NOTHING_SELECTED.replace("run", "record FILE"))
+    from otelbpf import agent  # noqa: PLC0415 - as in run
+    from otelbpf.probes import PROBES  # noqa: PLC0415
+    from otelbpf.record import redaction  # noqa: PLC0415
+    from otelbpf.tape import Tape  # noqa: PLC0415
+
+    head = {
+        "version": __version__,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "redacted": args.redact,
+        "config": config.recorded(conf, _probes()),
+    }
+    with closing(Tape(args.file, head, redaction(PROBES) if args.redact else None)) as tape:
+        return agent.run(conf, args.command, recording=tape)
+
+
+def replay(args: argparse.Namespace) -> int:
+    from otelbpf.replay import replay as play  # noqa: PLC0415 - as in run
+    from otelbpf.tape import Recording  # noqa: PLC0415
+
+    flags: config.Flags = {"outputs": ("--output", tuple(args.output or ["console"]))}
+    with Recording(args.file) as recording:
+        if args.config:
+            conf = config.load(args.config, os.environ, _probes(), flags)
+        else:
+            origin = f"replay: '{args.file}': its configuration"
+            conf = config.load_recorded(recording.head.get("config"), origin, os.environ, _probes(), flags)
+        play(recording, conf)
+    return 0
 
 
 def check(_args: argparse.Namespace) -> int:
@@ -234,9 +300,11 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
         known = [flag for action in parser._actions for flag in action.option_strings]  # noqa: SLF001 - no other list
         parser.error(f"{flag}: unknown flag{config.did_you_mean(flag, known)}")
     if unknown:
-        parser.error(f"{unknown[0]!r}: not expected here" + ("; put -- before a command" if args.do is run else ""))
-    if command is not None and args.do is not run:
-        parser.error("--: only `run` starts a command")
+        parser.error(
+            f"{unknown[0]!r}: not expected here" + ("; put -- before a command" if args.do in {run, record} else "")
+        )
+    if command is not None and args.do not in {run, record}:
+        parser.error("--: only `run` and `record` start a command")
     if command == []:
         parser.error("--: want a command after it, as in otelbpf run -- python3 app.py")
     args.command = command
@@ -270,6 +338,23 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
             parents=[choices, always],
             **_AS_WRITTEN,
         ),
+        "record": names.add_parser(
+            "record",
+            help="write what the kernel tells to a file, to replay it elsewhere",
+            usage="otelbpf record FILE [option ...] [-- COMMAND ...]",
+            description=RECORD,
+            epilog=RECORD_EXAMPLES,
+            parents=[choices, always],
+            **_AS_WRITTEN,
+        ),
+        "replay": names.add_parser(
+            "replay",
+            help="make spans and metrics of a recording; without root",
+            description=REPLAY,
+            epilog=REPLAY_EXAMPLES,
+            parents=[always],
+            **_AS_WRITTEN,
+        ),
         "check": names.add_parser(
             "check", help="what this machine allows, hook by hook", description=CHECK, parents=[always], **_AS_WRITTEN
         ),
@@ -289,10 +374,25 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
             **_AS_WRITTEN,
         ),
     }
+    commands["record"].add_argument("file", type=Path, metavar="FILE", help="a new file, or a recording to replace")
+    redact = "without headers, queries and bodies; paths, addresses and names of processes stay"
+    commands["record"].add_argument("--redact", action="store_true", help=redact)
+    asked = commands["replay"].add_argument
+    asked("file", type=Path, metavar="FILE", help="what `otelbpf record` wrote")
+    asked("--output", type=_output, action="append", default=[], metavar="WHERE", help=REPLAYED)
+    asked("-c", "--config", type=Path, metavar="FILE", help="instead of the configuration in the recording")
     asked = commands["status"].add_argument
     asked("-c", "--config", type=Path, metavar="FILE", help="the agent's; only where its status.directory is another")
     asked("--json", action="store_true", help="one JSON object for each agent, a line each")
-    for name, do in (("run", run), ("check", check), ("status", status_), ("config", config_)):
+    do_ = (
+        ("run", run),
+        ("record", record),
+        ("replay", replay),
+        ("check", check),
+        ("status", status_),
+        ("config", config_),
+    )
+    for name, do in do_:
         commands[name].set_defaults(do=do)
     return top, commands
 

@@ -8,6 +8,7 @@ OtelBpfError          catch this one
 ├── LoadError         libbpf or the verifier refused a program
 ├── LayoutError       a probe's Python and its C header disagree
 ├── TargetError       a process that was asked for is not there
+├── RecordingError    a recording cannot be written or read
 └── ExportError       the batch was not delivered
 
 A message says what failed, on what, why, and what to do next: lower case, no
@@ -59,6 +60,10 @@ class LayoutError(OtelBpfError):
 
 
 class TargetError(OtelBpfError):
+    pass
+
+
+class RecordingError(OtelBpfError):
     pass
 
 

@@ -19,9 +19,9 @@ from otelbpf.config import Sampling, Select
 from otelbpf.correlate import Exchanges
 from otelbpf.errors import TargetError
 from otelbpf.identity import Processes
-from otelbpf.model import Resource, View
+from otelbpf.model import Resource
 from otelbpf.native._shim import lib
-from otelbpf.native.object import Object, map_delete, map_set
+from otelbpf.native.object import Object, map_delete, map_set, tracepoint_params
 from otelbpf.probe import Tally
 
 HOOKS = ("process_fork", "process_exec", "process_exit")
@@ -45,7 +45,6 @@ class Host:
         self.max_series = max_series
         self.constants: Mapping[str, int] = {"agent_pid": os.getpid(), "ports_selected": bool(ports)}
         self.exchanges = Exchanges()
-        self.views: Sequence[View] = (View(),)
         self.samplers: Sequence[Sampling] = (Sampling(),)
         self.exchange: Object | None = None
         self.ports = set(ports)
@@ -98,6 +97,13 @@ class Host:
     def object(self, stem: str) -> Object:
         return Object(stem)
 
+    def tracepoint_params(self, tracepoint: str) -> int | None:
+        return tracepoint_params(tracepoint)
+
+    def begin_export(self) -> int:
+        """Metrics are exported now: the Unix time of it."""
+        return time.time_ns()
+
     def random(self) -> int:
         return secrets.randbits(64)
 
@@ -122,7 +128,7 @@ class Host:
     def now_ns(self) -> int:
         return time.time_ns()
 
-    def tick(self) -> None:
+    def tick(self, *, last: bool = False) -> None:  # noqa: ARG002 - a recording wants to know
         """Once per drain: follow clock steps, forget processes long gone."""
         self._offset = _clock_offset()
         self.processes.expire(time.monotonic())

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from otelbpf.config import Sampling
 from otelbpf.correlate import Exchanges
-from otelbpf.model import Points, Resource, SpanBatch, View
+from otelbpf.model import Points, Resource, SpanBatch
 from otelbpf.native.features import Feature
 from otelbpf.native.object import Object, Ring
 
@@ -27,8 +27,6 @@ class Context(Protocol):
     constants: Mapping[str, int]
     """Values of the constants that every probe's object declares (bpf/target.bpf.h)."""
     max_series: int
-    views: Sequence[View]
-    """How metrics are wanted. Processes that are gone are forgotten when the first was told of them."""
     exchanges: Exchanges
     """What other probes' events belong to. Who asks sets `wanted`, and comes after `exchange` in PROBES."""
     samplers: Sequence[Sampling]
@@ -40,6 +38,10 @@ class Context(Protocol):
 
     def object(self, stem: str) -> Object:
         """Open a BPF object. Probes open theirs here, and rings by `Object.ring`: that is where recordings are made."""
+        ...
+
+    def tracepoint_params(self, tracepoint: str) -> int | None:
+        """How many arguments a raw tracepoint has; None: there is none."""
         ...
 
     def random(self) -> int:
@@ -109,11 +111,15 @@ class Running(Protocol):
         """Everything finished since the last tick; on the *last* one, everything there is."""
         ...
 
-    def points(self, time_ns: int, view: View) -> Sequence[Points]: ...
+    def points(self, time_ns: int) -> Sequence[Points]: ...
 
     def tally(self) -> Tally: ...
 
     def close(self) -> None: ...
+
+
+Redaction = Callable[[NDArray[Any], bytes], bytes]
+"""What a recording may keep: (one event, shape (1,), which may be changed; the bytes behind it) -> as many bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,8 @@ class Probe:
     """Which of its hooks this kernel allows, and what is lost without them."""
     keeps: tuple[str, ...] = ()
     """Capabilities that it still needs when it is open; all others are given up (native/privileges.py)."""
+    redact: Mapping[str, tuple[str, Redaction]] = field(default_factory=dict)
+    """Rings whose records hold bytes of messages: their event, and what of it `record --redact` keeps."""
     live: Mapping[str, Callable[[Any, Any], None]] = field(default_factory=dict)
     """Keys of the configuration that may change while it runs: what to call with the running probe and the value."""
     sockets: bool = False

@@ -70,7 +70,7 @@ def test_version():
 # ---- wrong usage --------------------------------------------------------------------------------
 
 WRONG = [
-    ("", "otelbpf: want a command: run, check, status, config"),
+    ("", "otelbpf: want a command: run, record, replay, check, status, config"),
     ("--verbos check", "otelbpf check: --verbos: unknown flag, did you mean '--verbose'?"),
     ("run --prot 80", "otelbpf run: --prot: unknown flag, did you mean '--port'?"),
     ("run --por=80", "otelbpf run: --por: unknown flag, did you mean '--port'?"),
@@ -88,8 +88,8 @@ WRONG = [
     ("run --", "otelbpf run: --: want a command after it, as in otelbpf run -- python3 app.py"),
     ("check --port 80", "otelbpf check: --port: unknown flag"),
     ("check it", "otelbpf check: 'it': not expected here"),
-    ("check -- it", "otelbpf check: --: only `run` starts a command"),
-    ("config -- it", "otelbpf config: --: only `run` starts a command"),
+    ("check -- it", "otelbpf check: --: only `run` and `record` start a command"),
+    ("config -- it", "otelbpf config: --: only `run` and `record` start a command"),
 ]
 
 

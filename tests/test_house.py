@@ -23,12 +23,13 @@ SHARED = {"process"}  # serves every probe
 FLOORS = (
     {"__main__"},
     {"cli"},
+    {"replay"},
     {"agent"},
+    {"record"},
     {"kernel", "probes", "telemetry", "health", "service", "status"},
     {"http", "tcp"},
     {"capture", "probe"},
-    {"aggregate", "command", "correlate", "identity", "native", "otlp", "protocols"},
-    {"buckets"},
+    {"aggregate", "command", "correlate", "identity", "native", "otlp", "protocols", "tape"},
     {"config", "model"},
     {"errors"},
 )
@@ -36,19 +37,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Both read a constant or fill a struct of the headers, and call nothing.
 SHIM_USERS = {"kernel.py", "probes/exchange.py", "probes/tcp.py"}
 
-PROBES_KNOW = {
-    "aggregate",
-    "buckets",
-    "capture",
-    "correlate",
-    "errors",
-    "http",
-    "model",
-    "native",
-    "probe",
-    "protocols",
-    "tcp",
-}
+PROBES_KNOW = {"aggregate", "capture", "correlate", "errors", "http", "model", "native", "probe", "protocols", "tcp"}
 
 modules = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 stems = pytest.mark.parametrize("stem", STEMS)
@@ -112,7 +101,7 @@ def test_only_native_touches_the_shim(path):
 @modules
 def test_what_probes_make_depends_on_nothing_that_a_recording_does_not_hold(path):
     """Objects, rings, time and chance come from the Context: else a replay would not give the same output."""
-    if room(path) not in {"aggregate", "capture", "correlate", "http", "probes", "protocols"}:
+    if room(path) not in {"aggregate", "capture", "correlate", "http", "probes", "protocols", "tcp"}:
         return
     for node in ast.walk(ast.parse(path.read_text())):
         match node:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from weakref import WeakSet
@@ -248,6 +248,35 @@ class Ring:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class RecordedRing(Ring):
+    """A ring of a recording: *drain* gives what the real one did."""
+
+    def __init__(self, drain: Callable[[], tuple[bytes, bool]]) -> None:
+        self._recorded = drain
+        self._records = ffi.NULL
+
+    def drain(self) -> tuple[Any, int, bool]:
+        records, more = self._recorded()
+        self._records = ffi.from_buffer("uint8_t[]", records)
+        return self._records, len(records), more
+
+    def close(self) -> None: ...
+
+
+def frames(records: bytes) -> Iterator[bytes]:
+    """Each of the records that `Ring.drain` returned."""
+    at = 0
+    while at + FRAME <= len(records):
+        size = int.from_bytes(records[at : at + 4], "little")
+        yield records[at + FRAME : at + FRAME + size]
+        at += FRAME + -(-size // 8) * 8
+
+
+def framed(record: bytes) -> bytes:
+    """A record as `Ring.drain` returns it."""
+    return len(record).to_bytes(FRAME, "little") + record + bytes(-len(record) % 8)
 
 
 def _log() -> str:

@@ -6,13 +6,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
 
 from otelbpf.capture import NAMES, OLD, Capture, check
 from otelbpf.http import HttpMapping
-from otelbpf.model import Points, SpanBatch, View
+from otelbpf.model import Points, SpanBatch
 from otelbpf.native._shim import ffi, lib
 from otelbpf.native.object import DRAIN_BYTES, Object
 from otelbpf.probe import Context, Probe, Tally
+from otelbpf.protocols import redact as redacted
 from otelbpf.protocols.routes import LEARNED, Routes
 
 UNCOVERED = ("tls", "http2", "upgrade", "pipelined", "unknown")
@@ -114,8 +118,8 @@ class Exchange:
     def set_routes(self, routes: Sequence[str]) -> None:
         self.http.set_routes(routes)
 
-    def points(self, time_ns: int, view: View) -> Sequence[Points]:
-        return self.http.points(time_ns, view)
+    def points(self, time_ns: int) -> Sequence[Points]:
+        return self.http.points(time_ns)
 
     def tally(self) -> Tally:
         counts = self.http.assembler.counts()
@@ -136,4 +140,15 @@ class Exchange:
         self.object.close()
 
 
-PROBE = Probe("exchange", ExchangeConfig, Exchange, check, live={"routes": Exchange.set_routes})
+def redact(event: NDArray[Any], heads: bytes) -> bytes:
+    """What a recording may keep of a record; as many bytes."""
+    for name in ("request_tail", "response_tail"):
+        if tail := int(event[name][0]):
+            event[name] = int.from_bytes(redacted.ending(tail.to_bytes(8, "little")), "little")
+    begin, end = int(event["request_len"][0]), int(event["request_len"][0] + event["response_len"][0])
+    kept = redacted.request(heads[:begin]) + redacted.response(heads[begin:end])
+    return kept + bytes(len(heads) - len(kept))
+
+
+REDACT = {"exchange_events": ("exchange_event", redact)}
+PROBE = Probe("exchange", ExchangeConfig, Exchange, check, live={"routes": Exchange.set_routes}, redact=REDACT)

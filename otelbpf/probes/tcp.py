@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from otelbpf.errors import LoadError, NotSupported
-from otelbpf.model import Points, SpanBatch, View
+from otelbpf.model import Points, SpanBatch
 from otelbpf.native._shim import ffi
 from otelbpf.native.features import Feature
 from otelbpf.native.object import Object, tracepoint_params
@@ -62,9 +62,9 @@ class TcpConfig:
             raise ValueError(f"max_episodes: want 1 to {MAX_EPISODES}, got {self.max_episodes}")
 
 
-def available() -> list[Hook]:
+def available(params_of: Callable[[str], int | None]) -> list[Hook]:
     """The hooks that this kernel has, in the form that it has."""
-    params = {hook.tracepoint: tracepoint_params(hook.tracepoint) for hook in HOOKS}
+    params = {hook.tracepoint: params_of(hook.tracepoint) for hook in HOOKS}
     there = [hook for hook in HOOKS if params[hook.tracepoint] is not None]
     return [hook for hook in there if hook.params in (0, params[hook.tracepoint])]
 
@@ -75,7 +75,7 @@ class Tcp:
     def __init__(self, config: TcpConfig, context: Context) -> None:
         self.context = context
         self.mapping = TcpMapping(context, roots=config.root_spans)
-        self.hooks = available()
+        self.hooks = available(context.tracepoint_params)
         missing = {hook.tracepoint for hook in HOOKS if hook.lost == NEEDED} - {hook.tracepoint for hook in self.hooks}
         if missing:
             raise NotSupported(
@@ -128,7 +128,7 @@ class Tcp:
         self._command.linger_ns = 0 if last else LINGER_NS
         self.object.run("tcp_sweep", self._command)
 
-    def points(self, _time_ns: int, _view: View) -> Sequence[Points]:
+    def points(self, _time_ns: int) -> Sequence[Points]:
         return ()
 
     def tally(self) -> Tally:
@@ -147,7 +147,7 @@ class Tcp:
 
 def check() -> list[Feature]:
     """Each hook on its own: is it there, and what is lost if not."""
-    there = {hook.tracepoint for hook in available()}
+    there = {hook.tracepoint for hook in available(tracepoint_params)}
     return [
         Feature(
             f"tcp: {tracepoint}",

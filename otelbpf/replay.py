@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recording in, what the agent made of it then out: the same probes, without a kernel and without root."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from otelbpf.agent import Agent, open_output, open_probes
+from otelbpf.config import Config
+from otelbpf.correlate import Exchanges
+from otelbpf.errors import RecordingError
+from otelbpf.model import Resource, Value
+from otelbpf.native.object import Object, RecordedRing, framed, frames
+from otelbpf.probe import Tally
+from otelbpf.tape import Recording, question
+
+CLOSE_S = 30.0
+"""How long the outputs may take to deliver what is left."""
+Layout = np.dtype[Any]
+
+
+def replay(recording: Recording, config: Config) -> None:
+    """Map everything in *recording* as *config* says.
+
+    Raises:
+        OtelBpfError: It cannot be understood, or an output cannot be opened.
+    """
+    with ExitStack() as stack:
+        outputs = [open_output(where, config, stack) for where in config.outputs]
+        host: Any = ReplayedHost(recording, config)
+        agent: Agent | None = None
+        ended = False
+        for step in recording.steps():
+            if agent is None:
+                agent = Agent(config, host, open_probes(config, host, stack), outputs)
+                agent.resource, agent.start_ns = recording.answer("agent", (agent.resource, agent.start_ns))
+            elif step == "export":
+                agent.export_metrics()
+            else:
+                ended = step == "last"
+                agent.tick(last=ended)
+        if agent is None:
+            raise RecordingError(f"replay: '{recording.path}': nothing is in it: {recording.torn}")
+        if not ended:  # torn: what is held would stay there
+            agent.tick(last=True)
+            agent.export_metrics()
+        for output in outputs:
+            output.close(CLOSE_S)
+        _say("; ".join([f"replayed {recording.steps_read} steps", *agent.account(), *_flaws(recording)]))
+
+
+def _flaws(recording: Recording) -> list[str]:
+    flaws = [f"the recording breaks off: {recording.torn}"] if recording.torn else []
+    if recording.drains_left:
+        flaws.append(f"{recording.drains_left} drains of rings that nobody asked for")
+    if recording.unanswered:
+        flaws.append(f"{recording.unanswered} questions without an answer in the recording")
+    return flaws
+
+
+class ReplayedHost:
+    """The Context of probes, as it was when the recording was made."""
+
+    def __init__(self, recording: Recording, config: Config) -> None:
+        self._recording = recording
+        self.max_series = config.metrics.max_series
+        self.samplers = (config.sampling,)
+        self.constants: Mapping[str, int] = {}
+        self.exchanges = Exchanges()
+        self.kernel = self.object("process")
+
+    @property
+    def generation(self) -> int:
+        return int(self._recording.answer("generation()", 0))
+
+    def object(self, stem: str) -> Any:
+        return ReplayedObject(stem, self._recording)
+
+    def unix_ns(self, kernel_ns: NDArray[Any]) -> NDArray[Any]:
+        return kernel_ns + np.uint64(self._recording.offset_ns)
+
+    def tick(self, *, last: bool) -> None: ...
+
+    def stopping(self) -> bool:
+        return bool(self._recording.answer("stopping()"))
+
+    def resource(self, pid: int, start_ns: int) -> Resource:
+        unknown: dict[str, Value] = {"service.name": "unknown_service", "process.pid": pid}
+        resource: Resource = self._recording.answer(question("resource", (pid, start_ns)), Resource(unknown))
+        return resource
+
+    def outside_contexts(self, pid: int, start_ns: int) -> frozenset[bytes]:
+        return frozenset(self._recording.answer(question("outside_contexts", (pid, start_ns)), frozenset()))
+
+    def living(self) -> frozenset[Resource]:
+        return frozenset(self._recording.answer("living()", frozenset()))
+
+    def monotonic_ns(self) -> int:
+        return int(self._recording.answer("monotonic_ns()", 0))
+
+    def now_ns(self) -> int:
+        return int(self._recording.answer("now_ns()") or self._recording.offset_ns + self.monotonic_ns())
+
+    def begin_export(self) -> int:
+        return int(self._recording.answer("begin_export()") or self.now_ns())
+
+    def tally(self) -> Tally:
+        return Tally(**self._recording.answer("tally()", {"seen": 0, "handled": 0}))
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Whatever else probes ask, now or in a later version."""
+        return partial(_answer, self._recording, name)
+
+
+class ReplayedObject:
+    """A BPF object that is not loaded: what was asked of it is answered from the recording."""
+
+    def __init__(self, stem: str, recording: Recording) -> None:
+        self._object, self._recording = Object(stem), recording
+        self.programs, self.close, self.name = self._object.programs, self._object.close, self._object.name
+
+    def layout(self, struct: str) -> Layout:
+        return self._object.layout(struct)
+
+    def ring(self, name: str, event: str, payload: int = 0) -> RecordedRing:  # noqa: ARG002 - as of a real one
+        now = self.layout(event)
+        then = self._recording.answer(question("layout", (event,)), now)
+        drain = partial(self._recording.drain, name)
+        if then != now:
+            _refuse(event, then, now, self._recording)
+            return RecordedRing(lambda: _translated(drain(), then, now))
+        return RecordedRing(drain)
+
+    def map_fd(self, name: str) -> int:  # noqa: ARG002 - there is no map
+        return -1
+
+    def counter(self, name: str) -> int:
+        return int(self._recording.answer(question("counter", (name,)), 0))
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return partial(_answer, self._recording, name)
+
+
+def _answer(recording: Recording, name: str, *args: object, **_: object) -> Any:
+    return recording.answer(question(name, args))
+
+
+# ---- recordings of other versions ---------------------------------------------------------------
+
+
+def _refuse(event: str, then: Layout, now: Layout, recording: Recording) -> None:
+    """Fields that came or went, moved or grew can be translated; other ones cannot."""
+    shared = set(then.names or ()) & set(now.names or ())
+    other = [name for name in sorted(shared) if then[name].kind != now[name].kind]
+    if other or not shared:
+        raise RecordingError(
+            f"replay: '{recording.path}': struct {event} was another one ({', '.join(other) or 'no field is left'});"
+            f" replay it with otelbpf {recording.head.get('version')}"
+        )
+
+
+def _translated(drained: tuple[bytes, bool], then: Layout, now: Layout) -> tuple[bytes, bool]:
+    """Records as this version has them; fields that there were not yet are 0."""
+    records, more = drained
+    translated = []
+    for record in frames(records):
+        old, new = np.frombuffer(record, then, 1), np.zeros(1, now)
+        for name in now.names or ():
+            if name in (then.names or ()):
+                new[name] = old[name]
+        translated.append(framed(new.tobytes() + record[then.itemsize :]))
+    return b"".join(translated), more
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"otelbpf: {text}\n")
+    sys.stderr.flush()
