@@ -493,7 +493,8 @@ def _from_file(path: Path, schema: type) -> _Values:
     except yaml.MarkedYAMLError as e:
         line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
         raise ConfigError(f"{path}{line}: {e.problem}") from e
-    except yaml.YAMLError as e:  # bytes that are no text
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as e:
+        # bytes that are no text; then what PyYAML lets through: a 13th month, !!bool x, !!timestamp x, endless nesting
         raise ConfigError(f"{path}: is not YAML: {str(e).splitlines()[0]}") from e
     values = _checked(schema, raw, str(path), "")
     if values.get("outputs") == ():
