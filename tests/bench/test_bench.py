@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bench import receiver, stages
 from bench.report import Budget, Row, spreads
 from otelbpf.otlp.encode import SpanEncoder
@@ -27,6 +29,17 @@ def test_stages_print_their_tables():
         "Stages: every path unique, the worst case",
     ]
     assert len(re.findall(r"^\| all: records → OTLP bytes +\| +1/s \| +[\d,]+ \|", done.stdout, re.MULTILINE)) == 3
+
+
+@pytest.mark.kernel
+def test_a_short_soak_accounts_for_every_request():
+    command = [sys.executable, "-m", "bench.soak", "--rate", "1000", "--minutes", "0.1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = dict(re.findall(r"^\| 1,000/s: (.+?) +\| +[\w/]* *\| +([\d.,]+) \|", done.stdout, re.MULTILINE))
+    assert int(found["requests"].replace(",", "")) > 1000
+    assert found["of them not accounted for"] == "0"
+    assert float(found["descriptors"]) > 10
 
 
 def test_a_page_is_not_written_of_a_part():
