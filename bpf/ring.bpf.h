@@ -48,3 +48,11 @@
 			__sync_fetch_and_add(&ring##_lost, 1); \
 		}                                              \
 	})
+
+/* The same, and wakes the reader: for what is rare and cannot wait for the timer. */
+#define OUTPUT_NOW(ring, event, size)                                            \
+	({                                                                       \
+		__sync_fetch_and_add(&ring##_seen, 1);                           \
+		if (bpf_ringbuf_output(&ring, event, size, BPF_RB_FORCE_WAKEUP)) \
+			__sync_fetch_and_add(&ring##_lost, 1);                   \
+	})

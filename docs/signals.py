@@ -29,6 +29,9 @@ import numpy as np
 from otelbpf import tcp, telemetry
 from otelbpf.aggregate import OVERFLOW
 from otelbpf.config import Export
+from otelbpf.cuda import spans as cuda
+from otelbpf.cuda.apis import APIS
+from otelbpf.cuda.names import Kernel
 from otelbpf.http import OMITTED, SCOPE, Meter
 from otelbpf.identity import Processes, agent_resource, host
 from otelbpf.kernel import Host
@@ -38,6 +41,7 @@ from otelbpf.native.object import ProgramTime
 from otelbpf.otlp.queue import Counters, DroppedSpans
 from otelbpf.probe import Tally
 from otelbpf.probes import PROBES
+from otelbpf.probes.cuda import Cuda
 from otelbpf.probes.exchange import Exchange
 from otelbpf.probes.tcp import Tcp
 from otelbpf.protocols.http1 import CLOSED, METHODS, Described, Known, Parent, Role, describe
@@ -132,6 +136,50 @@ TCP_SPANS: Mapping[str, tuple[str, str]] = {
     "otelbpf.tcp.stall.reason": ("this host dropped the first transmission", "`local_drop`"),
     "otelbpf.tcp.role": ("known", "`client`: this side connected; `server`: it accepted"),
 }
+LAUNCHED, TOGETHER = "a launch", "calls that are told together"
+CUDA_SPANS: Mapping[str, tuple[str, str]] = {
+    # attribute: when, where it comes from
+    "code.stacktrace": ("the call failed", "the user stack of the call, by frame pointers, as far as symbols tell"),
+    "cuda.api.layer": ("one call", "`runtime`: libcudart; `driver`: libcuda"),
+    "cuda.api.name": ("one call", "the function, as a program calls it: without `_v2`, `_ptsz`, `_ptds`"),
+    "cuda.batch.apis": (TOGETHER, "how often each function was called, the most frequent first: `name=count`"),
+    "cuda.batch.bytes": (TOGETHER, "copied, set, allocated and freed"),
+    "cuda.batch.calls": (TOGETHER, "how many; those that have spans of their own are not among them"),
+    "cuda.batch.first": (TOGETHER, "the first of them"),
+    "cuda.batch.kernels": (TOGETHER, "how often each kernel was launched, the ten most frequent: `name=count`"),
+    "cuda.batch.last": (TOGETHER, "the last of them"),
+    "cuda.batch.launches": (TOGETHER, "of kernels"),
+    **{f"cuda.block.{axis}": (LAUNCHED, "threads") for axis in "xyz"},
+    "cuda.bytes": (
+        "a copy, a memset, an allocation, a free",
+        "the size given; of a free, what had been allocated there",
+    ),
+    "cuda.device.index": ("the thread has called cudaSetDevice", "the last one that it set"),
+    "cuda.error.code": ("the call failed", "the cudaError_t or CUresult"),
+    "cuda.event.elapsed_time": (
+        "cudaEventElapsedTime",
+        "seconds on the GPU between two events, as the program was told",
+    ),
+    "cuda.graph.captured": (
+        "the stream is being captured by this thread",
+        "true: recorded into a graph, not carried out",
+    ),
+    **{f"cuda.grid.{axis}": (LAUNCHED, "blocks") for axis in "xyz"},
+    "cuda.kernel.name": (
+        LAUNCHED,
+        "demangled, without arguments and template arguments; `other` beyond 200 of one process",
+    ),
+    "cuda.kernel.symbol": (LAUNCHED, "as the compiler mangled it"),
+    "cuda.memcpy.kind": ("a copy", "`HostToDevice`, `DeviceToHost`, `DeviceToDevice`, `HostToHost`, `Default`"),
+    "cuda.shared_memory.dynamic": (LAUNCHED, "bytes"),
+    "cuda.stream.id": ("the call names a stream", "its handle; 0, 1 and 2 are CUDA's default streams"),
+    "cuda.timing.source": (
+        ALWAYS,
+        "`host_call`: the program's call; `sync`: its wait for the GPU; `event`: it asked what the GPU had measured",
+    ),
+    "error.type": ("the call failed", "the name of the cudaError"),
+    "otelbpf.correlation.method": ("the span has a parent", "`thread`: the inbound request open on the calling thread"),
+}
 COUNTED: Mapping[str, str] = {
     # metric: which exchanges are in it
     "request.duration": "every exchange, from its first request byte to its last response byte",
@@ -159,7 +207,7 @@ RESOURCE: Mapping[str, str] = {
     "telemetry.distro.version": "the agent's version",
 }
 
-RUNNING: Mapping[str, type] = {"exchange": Exchange, "tcp": Tcp}
+RUNNING: Mapping[str, type] = {"exchange": Exchange, "tcp": Tcp, "cuda": Cuda}
 
 # ---- what the code says -------------------------------------------------------------------------
 
@@ -170,6 +218,7 @@ class Signals:
 
     described: list[Described] = field(default_factory=list)
     episodes: list[SpanShape] = field(default_factory=list)
+    calls: list[SpanShape] = field(default_factory=list)
     metrics: list[tuple[Points, Role | None]] = field(default_factory=list)
     """With the role whose exchanges it counts; None: the agent's own."""
     process: Resource = field(default_factory=lambda: Resource({}))
@@ -182,7 +231,7 @@ class Signals:
 def signals() -> Signals:
     if [probe.name for probe in PROBES] != list(RUNNING):
         raise SystemExit(f"{sys.argv[0]}: a probe is new: let signals() run its code, too")
-    seen = Signals(described=list(exchanges()), episodes=list(episodes()))
+    seen = Signals(described=list(exchanges()), episodes=list(episodes()), calls=list(calls()))
     with (
         patch.object(host, "_machine_id", lambda: "0" * 32),
         patch.object(platform, "freedesktop_os_release", lambda: {"PRETTY_NAME": "x", "VERSION_ID": "x"}),
@@ -246,6 +295,22 @@ def episodes() -> Iterator[SpanShape]:
         yield tcp.described(tcp.Common(Resource({}), child, types, here, here, 0, flags, end, spurious=False))
 
 
+def calls() -> Iterator[SpanShape]:
+    """Likewise of CUDA's functions."""
+    context: Any = SimpleNamespace(random=lambda: 1, resource=lambda *_: Resource({}))
+    spans = cuda.Spans(context, lambda *_: Kernel("", ""), lambda *_: "main", cuda.Limits(1, 1, 1, 1))
+    spans.kernels.append(Kernel("name", "symbol"))
+    for api, flags, error, device, parent in product(
+        range(len(APIS)), (0, cuda.CAPTURED), (0, 719), (False, True), (False, True)
+    ):
+        yield spans.described(cuda.Common(1, 1, api, 2, flags, error, error, 0, device, parent))
+    rows = np.zeros(2, cuda.CALL)
+    for parent in (False, True):
+        yield from spans.described_together(
+            rows, np.zeros(2, np.intp), np.arange(2), np.zeros(2, np.intp), has_parent=parent
+        )
+
+
 def tally(owner: type) -> Tally:
     """Return a tally with every reason and kind that *owner* counts; no kernel is asked."""
     kernel = SimpleNamespace(counter=lambda _: 0)
@@ -253,7 +318,8 @@ def tally(owner: type) -> Tally:
     assembler = SimpleNamespace(counts=lambda: counts)
     http = SimpleNamespace(assembler=assembler, omitted=dict.fromkeys(OMITTED, 0))
     mapping = SimpleNamespace(told=0, omitted=dict.fromkeys(tcp.OMITTED, 0))
-    stub = SimpleNamespace(kernel=kernel, object=kernel, http=http, mapping=mapping)
+    cuda_spans = SimpleNamespace(omitted=dict.fromkeys(cuda.OMITTED, 0), parents_missed=0)
+    stub = SimpleNamespace(kernel=kernel, object=kernel, http=http, mapping=mapping, spans=cuda_spans)
     result: Tally = owner.tally(stub)  # type: ignore[attr-defined]
     return result
 
@@ -292,6 +358,7 @@ def golden(seen: Signals) -> str:
     lines += [f"correlation {parent.name}" for parent in Parent if parent]
     lines += [f"span {each.name}" for each in seen.episodes]
     lines += [f"span-attribute tcp {key}" for key in span_attributes(seen.episodes)]
+    lines += [f"span-attribute cuda {key}" for key in span_attributes(seen.calls)]
     lines += [f"value span-attribute tcp network.tcp.retransmit.type={each.name}" for each in tcp.Retransmit]
     lines += [f"event-attribute tcp.retransmit {key}" for key in event_attributes()]
     for points, role in seen.metrics:
@@ -302,13 +369,23 @@ def golden(seen: Signals) -> str:
                 lines += [f"value {points.name} {key}={value}" for value in values(points, key)]
     lines += [f"metric-attribute http.*.* {key}" for key in OVERFLOW]
     lines += [f"resource {key}" for key in {*seen.process.attributes, *seen.agent.attributes}]
-    lines += [f"scope {scope}" for scope in {SCOPE.name, tcp.SCOPE.name, telemetry.SCOPE.name}]
+    lines += [f"scope {scope}" for scope in {SCOPE.name, tcp.SCOPE.name, cuda.SCOPE.name, telemetry.SCOPE.name}]
     return "".join(f"{line}\n" for line in sorted(set(lines)))
 
 
 def page(seen: Signals) -> str:
     return (
-        "\n\n".join([*spans(seen), *tcp_spans(seen), *http_metrics(seen), *own_metrics(seen), *resources(seen)]) + "\n"
+        "\n\n".join(
+            [
+                *spans(seen),
+                *tcp_spans(seen),
+                *cuda_spans(seen),
+                *http_metrics(seen),
+                *own_metrics(seen),
+                *resources(seen),
+            ]
+        )
+        + "\n"
     )
 
 
@@ -362,6 +439,21 @@ the same name for each retransmission, up to 16, with {events}."""
     rows = [(f"`{key}`", known(TCP_SPANS, key, "TCP_SPANS")[0], TCP_SPANS[key][1]) for key in always]
     yield table(("Attribute", "When", "Where it comes from"), rows)
     unused(TCP_SPANS, always, "TCP_SPANS")
+
+
+def cuda_spans(seen: Signals) -> Iterator[str]:
+    yield f"""### CUDA spans
+
+Scope `{cuda.SCOPE.name}`. One INTERNAL span for each launch, copy, memset, allocation, free, synchronisation and graph
+launch, named by the function and the kernel, as in `cudaLaunchKernel vectorAdd`; and `cuda.batch` for many of them. A
+call that failed has the status Error, whatever it was. Start and end are those of the program's call.
+[guide/cuda.md](guide/cuda.md) says more."""
+    rows = []
+    for key in span_attributes(seen.calls):
+        when, source = known(CUDA_SPANS, key, "CUDA_SPANS")
+        rows.append((f"`{key}`", when, source))
+    yield table(("Attribute", "When", "Where it comes from"), rows)
+    unused(CUDA_SPANS, span_attributes(seen.calls), "CUDA_SPANS")
 
 
 def http_metrics(seen: Signals) -> Iterator[str]:

@@ -44,6 +44,14 @@ class Context(Protocol):
         """How many arguments a raw tracepoint has; None: there is none."""
         ...
 
+    def outside(self, what: str, find: Callable[[], Any]) -> Any:
+        """What *find* returns, of what no ring tells: files, /proc, maps; *what* names the question.
+
+        A recording holds the answer, if it is of plain values and arrays. A replay gives it, or None, and does not
+        call *find*: so what changes anything outside, as attaching does, belongs in here, too.
+        """
+        ...
+
     def random(self) -> int:
         """64 random bits."""
         ...

@@ -27,7 +27,7 @@ FLOORS = (
     {"agent"},
     {"record"},
     {"kernel", "probes", "telemetry", "health", "service", "status"},
-    {"http", "tcp"},
+    {"http", "tcp", "cuda"},
     {"capture", "probe"},
     {"aggregate", "command", "correlate", "identity", "native", "otlp", "protocols", "tape"},
     {"config", "model"},
@@ -35,9 +35,10 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Both read a constant or fill a struct of the headers, and call nothing.
-SHIM_USERS = {"kernel.py", "probes/exchange.py", "probes/tcp.py"}
+SHIM_USERS = {"kernel.py", "probes/cuda.py", "probes/exchange.py", "probes/tcp.py"}
 
-PROBES_KNOW = {"aggregate", "capture", "correlate", "errors", "http", "model", "native", "probe", "protocols", "tcp"}
+PROBES_KNOW = {"aggregate", "capture", "correlate", "errors", "model", "native", "probe", "protocols"}
+PROBES_KNOW |= {"cuda", "http", "tcp"}  # mappings
 
 modules = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 stems = pytest.mark.parametrize("stem", STEMS)
@@ -185,9 +186,11 @@ HELPERS = {
     8: "get_smp_processor_id",
     14: "get_current_pid_tgid",
     16: "get_current_comm",
+    27: "get_stackid",
     35: "get_current_task",
     46: "get_socket_cookie",
     112: "probe_read_user",
+    114: "probe_read_user_str",
     113: "probe_read_kernel",
     115: "probe_read_kernel_str",
     130: "ringbuf_output",
@@ -195,7 +198,9 @@ HELPERS = {
     158: "get_current_task_btf",
     164: "for_each_map_elem",
     137: "skc_to_tcp_sock",
+    148: "copy_from_user",
     156: "task_storage_get",
+    174: "get_attach_cookie",
     175: "task_pt_regs",
 }
 CALL = 0x85
@@ -249,5 +254,6 @@ def test_programs_only_sit_where_nothing_can_be_changed(path):
     assert code
     assert {name.partition("/")[0] for name in code} <= {
         *("tp_btf", "fentry", "fexit", "kprobe", "kretprobe"),
+        *("uprobe", "uretprobe", "uprobe.s", "uretprobe.s"),
         *("syscall", "iter"),  # run by us
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from otelbpf.errors import LoadError, NotSupported
 from otelbpf.native import privileges
-from otelbpf.native.object import Object, libbpf_version
+from otelbpf.native.object import Object, libbpf_version, uprobe_multi
 
 BTF = Path("/sys/kernel/btf/vmlinux")
 PID_NAMESPACE = Path("/proc/self/ns/pid")
@@ -115,6 +115,24 @@ def _pid_namespace() -> Feature:
         detail="not the host's, so process ids would not match the kernel's",
         advice="run in it: hostPID: true in Kubernetes, --pid=host in Docker",
     )
+
+
+def refusal(stem: str, hooks: Sequence[str], multi: Sequence[str]) -> str:
+    """Why this kernel does not take an object, or does not let it attach at *hooks*; "" if it does.
+
+    Args:
+        multi: Programs to be attached to many functions at once, if the kernel can.
+    """
+    try:
+        with Object(stem) as obj:
+            if uprobe_multi():
+                obj.want_multi(multi)
+            obj.load()
+            for hook in hooks:
+                obj.attach(hook)
+    except LoadError as e:
+        return str(e)
+    return ""
 
 
 def _program(name: str) -> Feature:

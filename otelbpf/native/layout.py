@@ -74,16 +74,21 @@ def check(name: str, btf: bytes) -> DType:
 
 def _dtype(members: list[tuple[str, str, int]], size: int) -> DType:
     names, codes, offsets = zip(*members, strict=True)
-    formats = ["<" + code for code in codes]
+    formats = [code if code.startswith("(") else "<" + code for code in codes]
     return np.dtype({"names": list(names), "formats": formats, "offsets": list(offsets), "itemsize": size})
 
 
 def _code(struct_name: str, field: str, kind: Any) -> str:
     if kind.kind == "array":
-        return ("S" if kind.item.cname == "char" else "V") + str(kind.length)
+        element = "i1" if kind.item.cname == "char" else _code(struct_name, field, kind.item)
+        return _array(element, kind.length)
     if kind.kind == "primitive":
         return ("i" if int(ffi.cast(kind, -1)) < 0 else "u") + str(ffi.sizeof(kind))
     raise LayoutError(f"struct {struct_name}: field {field!r} is a {kind.cname}, which no event may hold")
+
+
+def _array(element: str, length: int) -> str:
+    return {"i1": f"S{length}", "u1": f"V{length}", "": ""}.get(element, f"({length},)<{element}")
 
 
 class _Reader:
@@ -130,7 +135,7 @@ class _Reader:
             return "u4"
         if kind == ARRAY:
             element, _, length = struct.unpack_from("<III", self.raw, self.types[type_id] + 12)
-            return {"i1": f"S{length}", "u1": f"V{length}"}.get(self.code(element), "")
+            return _array(self.code(element), length)
         return ""
 
     def struct(self, name: str) -> DType:

@@ -330,6 +330,29 @@ void otb_close(otb_object *obj)
 	free(obj);
 }
 
+struct bpf_program *otb_program(otb_object *obj, const char *name)
+{
+	return bpf_object__find_program_by_name(obj->bpf, name);
+}
+
+int otb_map_batch(int fd, const void *token, void *next, void *keys, void *values, uint32_t *n)
+{
+	LIBBPF_OPTS(bpf_map_batch_opts, opts);
+	int err = bpf_map_lookup_batch(fd, (void *)token, next, keys, values, n, &opts);
+
+	return err == -ENOENT ? 1 : err;
+}
+
+int otb_map_get(int fd, const void *key, void *value)
+{
+	return bpf_map_lookup_elem(fd, key, value);
+}
+
+int otb_cpus(void)
+{
+	return libbpf_num_possible_cpus();
+}
+
 int otb_map_set(int fd, const void *key, const void *value)
 {
 	return bpf_map_update_elem(fd, key, value, BPF_ANY);

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from weakref import WeakSet
@@ -92,6 +92,27 @@ class Object:
         """
         self._done(lib.otb_attach(self._ptr, program.encode()), f"cannot attach {program}")
 
+    def want_multi(self, programs: Iterable[str]) -> None:
+        """Load these to be attached to many functions at once, where `uprobe_multi` says that this is possible."""
+        for name in programs:
+            self._done(lib.otb_want_multi(self._ptr, name.encode()), f"selecting {name}")
+
+    def attach_uprobes(
+        self, program: str, path: str, offsets: Sequence[int], cookies: Sequence[int], *, at_return: bool = False
+    ) -> Uprobes:
+        """Attach one program at offsets of a file, in every process that maps it; all of them, or none.
+
+        Raises:
+            LoadError: The file is gone, or is not what it was, or the kernel refuses.
+        """
+        lib.otb_log_clear()
+        ptr = lib.otb_attach_uprobes(
+            self._ptr, program.encode(), os.fsencode(path), offsets, cookies, len(offsets), at_return
+        )
+        if ptr == ffi.NULL:
+            self._done(-ffi.errno, f"cannot attach {program} to {path}")
+        return Uprobes(ptr)
+
     def detach(self) -> None:
         """Take all programs off their hooks; maps and syscall programs stay."""
         lib.otb_detach(self._ptr)
@@ -176,6 +197,23 @@ def program_times() -> Mapping[str, ProgramTime]:
     return {name: time for each in _loaded for name, time in each.times().items()}
 
 
+class Uprobes:
+    """A program attached to functions of one file; `close` takes it off."""
+
+    def __init__(self, ptr: Any) -> None:
+        self._ptr = ptr
+
+    def close(self) -> None:
+        if self._ptr != ffi.NULL:
+            lib.otb_detach_uprobes(self._ptr)
+            self._ptr = ffi.NULL
+
+
+def uprobe_multi() -> bool:
+    """Whether this kernel attaches to many functions at once (Linux 6.6)."""
+    return bool(lib.otb_uprobe_multi())
+
+
 def kernel_params(function: str) -> int:
     """How many parameters a kernel function has; 0 when this kernel has no such function, or does not say."""
     return max(0, int(lib.otb_kernel_params(function.encode())))
@@ -193,10 +231,44 @@ def map_set(fd: int, key: bytes, value: bytes) -> None:
         raise LoadError("map", f"cannot be written: {os.strerror(-result)}")
 
 
+def map_get(fd: int, key: bytes, size: int) -> bytes | None:
+    """Read one map entry; *size* is that of the map's values."""
+    value = ffi.new("char[]", size)
+    return None if lib.otb_map_get(fd, key, value) < 0 else bytes(ffi.buffer(value, size))
+
+
 def map_delete(fd: int, key: bytes) -> None:
     """Remove one map entry, if there is one."""
     if (result := lib.otb_map_delete(fd, key)) not in (0, -errno.ENOENT):
         raise LoadError("map", f"cannot be written: {os.strerror(-result)}")
+
+
+BATCH = 1024
+"""Entries of a map read at once."""
+
+
+def map_entries(fd: int, key: DType, value: DType, *, per_cpu: bool = False) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read a hash map: (n,) keys, and (n,) values or (n, CPUs) of them. What changes meanwhile may be missed."""
+    cpus = lib.otb_cpus() if per_cpu else 1
+    stride = -(-value.itemsize // 8) * 8 if per_cpu else value.itemsize
+    keys, values = ffi.new("char[]", BATCH * key.itemsize), ffi.new("char[]", BATCH * stride * cpus)
+    token, n = ffi.new("uint64_t[2]"), ffi.new("uint32_t *")
+    start: Any = ffi.NULL
+    found: list[tuple[bytes, bytes]] = []
+    while True:
+        n[0] = BATCH
+        if (result := lib.otb_map_batch(fd, start, token, keys, values, n)) < 0:
+            raise LoadError("map", f"cannot be read: {os.strerror(-result)}")
+        found.append((bytes(ffi.buffer(keys, n[0] * key.itemsize)), bytes(ffi.buffer(values, n[0] * stride * cpus))))
+        if result:
+            break
+        start = token
+    padded = np.dtype({"names": ["value"], "formats": [value], "itemsize": stride})
+    all_values = np.frombuffer(b"".join(each for _, each in found), padded)["value"]
+    return (
+        np.frombuffer(b"".join(each for each, _ in found), key),
+        all_values.reshape(-1, cpus) if per_cpu else all_values,
+    )
 
 
 class Ring:
@@ -221,6 +293,13 @@ class Ring:
         if self.tap:
             self.tap(bytes(ffi.buffer(start, self._size[0])), bool(self._more[0]))
         return start, self._size[0], bool(self._more[0])
+
+    def records(self) -> Iterator[bytes]:
+        """Everything committed since the last call, one by one: for what is rare and differs in size."""
+        more = True
+        while more:
+            start, size, more = self.drain()
+            yield from frames(bytes(ffi.buffer(start, size)))
 
     def events(self, layout: DType) -> NDArray[Any]:
         """Everything committed since the last call, for a ring whose records are all one struct. A copy."""

@@ -8,6 +8,8 @@
  */
 typedef struct otb_object otb_object;
 typedef struct otb_ring otb_ring;
+typedef struct otb_uprobes otb_uprobes;
+struct bpf_program;
 
 void otb_init(void);       /* once, before anything else */
 const char *otb_log(void); /* everything said since otb_log_clear() */
@@ -35,6 +37,23 @@ int otb_program_time(otb_object *obj, const char *program, uint64_t *runs, uint6
 void otb_detach(otb_object *obj);
 void otb_close(otb_object *obj); /* detaches and unloads everything */
 
+/* Functions of user programs, by a file and offsets in it; each run of the program has its cookie. */
+int otb_uprobe_multi(void); /* 1: this kernel takes many offsets in one link */
+int otb_want_multi(otb_object *obj, const char *program); /* before otb_load() */
+otb_uprobes *otb_attach_uprobes(otb_object *obj, const char *program, const char *path,
+				const uint64_t *offsets, const uint64_t *cookies, uint32_t n,
+				int at_return); /* NULL: see errno; all are attached, or none */
+void otb_detach_uprobes(otb_uprobes *probes);
+struct bpf_program *otb_program(otb_object *obj, const char *name); /* within the shim */
+
+/*
+ * Up to *n entries of a hash map, after those that *token stands for (NULL: from
+ * the start); then *n is how many there were, and *next the token for more.
+ * 1: that was all.
+ */
+int otb_map_batch(int fd, const void *token, void *next, void *keys, void *values, uint32_t *n);
+int otb_map_get(int fd, const void *key, void *value);
+int otb_cpus(void); /* as many values has an entry of a per-CPU map */
 int otb_map_set(int fd, const void *key, const void *value);
 int otb_map_delete(int fd, const void *key);
 
@@ -47,3 +66,6 @@ int otb_ring_fd(otb_ring *ring);                                         /* read
 const uint8_t *otb_ring_drain(otb_ring *ring, uint32_t *len,
 			      int *more); /* valid until the next call */
 void otb_ring_free(otb_ring *ring);
+
+/* A C++ symbol in readable form; 0: it is none, or there is nobody to ask. */
+int otb_demangle(const char *symbol, char *out, uint32_t size);

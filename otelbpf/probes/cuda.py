@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CUDA: spans of the calls that a request made, and metrics of all. bpf/cuda.h says what each field means."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from otelbpf.cuda.apis import APIS
+from otelbpf.cuda.libraries import Libraries
+from otelbpf.cuda.names import Names
+from otelbpf.cuda.spans import CALL, Limits, Spans
+from otelbpf.cuda.stacks import Stacks
+from otelbpf.errors import LoadError
+from otelbpf.model import Points, SpanBatch
+from otelbpf.native._shim import lib
+from otelbpf.native.features import Feature, refusal
+from otelbpf.native.layout import dtype
+from otelbpf.native.object import Object, map_delete, map_entries, map_get, map_set, uprobe_multi
+from otelbpf.probe import Context, Probe, Running, Tally
+
+log = logging.getLogger(__name__)
+
+UPROBES = (
+    *("cuda_enter", "cuda_leave", "cuda_register"),
+    *("cuda_name_enter", "cuda_name_leave", "cuda_alias_leave"),
+)
+PROCESS_HOOKS = ("cuda_fork", "cuda_exec", "cuda_exit", "cuda_map")
+EVENTS = (
+    *("cuda_api", "cuda_call", "cuda_key", "cuda_count", "cuda_size_key", "cuda_sizes", "cuda_memory_key"),
+    *("cuda_memory", "cuda_site_key", "cuda_site", "cuda_name", "cuda_process", "cuda_command"),
+)
+API, NAME, PROCESS = (dtype(name) for name in ("cuda_api", "cuda_name", "cuda_process"))
+LOOK_AGAIN_NS = 50_000_000
+"""A process is told of before it maps a file: what we saw later than this has the file in it."""
+MIN_RING_BYTES, MAX_RING_BYTES = 4096, 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class CudaConfig:
+    enabled: bool = True
+    """Look for CUDA libraries in selected processes. Nothing is attached before one maps one."""
+    batch_over: int = 32
+    """More calls than this between two synchronisations of a stream, for one parent, become one cuda.batch span."""
+    spans_per_s: int = 50
+    """Spans of one process for calls outside of any request; those that failed come first."""
+    hold_s: float = 30.0
+    """How long calls wait for the span of their request, which is told when its response is over."""
+    max_held: int = 200_000
+    """Calls that wait at a time, 128 bytes each; then the oldest are told without their request."""
+    ring_bytes: int = 8 << 20
+    """Ring buffer between kernel and agent; a power of two."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_over", "spans_per_s", "max_held"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: want 1 or more, got {getattr(self, name)}")
+        if self.hold_s < 0:
+            raise ValueError(f"hold_s: want 0 or more, got {self.hold_s}")
+        if self.ring_bytes < MIN_RING_BYTES or self.ring_bytes & (self.ring_bytes - 1):
+            raise ValueError(f"ring_bytes: want a power of two of {MIN_RING_BYTES} or more, got {self.ring_bytes}")
+        if self.ring_bytes > MAX_RING_BYTES:
+            raise ValueError(f"ring_bytes: want {MAX_RING_BYTES} or less, got {self.ring_bytes}")
+
+
+class Cuda:
+    """The probe, running."""
+
+    def __init__(self, config: CudaConfig, context: Context) -> None:
+        self.context, self.generation = context, context.generation
+        context.exchanges.wanted = True
+        self.object = _loaded(config, context)
+        try:
+            context.outside("cuda: apis", self._write_apis)
+            self.calls = self.object.ring("cuda_calls", "cuda_call")
+            self.names_ring = self.object.ring("cuda_names", "cuda_name", lib.CUDA_NAME_LEN)
+            self.processes = self.object.ring("cuda_processes", "cuda_process")
+            for hook in PROCESS_HOOKS:
+                self.object.attach(hook)
+        except BaseException:
+            self.object.close()
+            raise
+        self.rings = (self.calls, self.names_ring, self.processes)
+        self.libraries = Libraries(self.object)
+        self.names = Names(self._recover)
+        self.stacks = Stacks(self.libraries, self._addresses)
+        limits = Limits(config.batch_over, config.spans_per_s, int(config.hold_s * 1e9), config.max_held)
+        self.spans = Spans(context, self.names.kernel, self._stack, limits)
+        self._again: dict[int, int] = {}
+        """Processes to look at again: pid -> not before (CLOCK_MONOTONIC)."""
+        context.outside("cuda: selected", self._look_at_all)
+
+    def tick(self, *, last: bool) -> Iterator[SpanBatch]:
+        if last:
+            # What comes from now on would be seen, and handled by nobody.
+            self.context.outside("cuda: detach", self.libraries.close)
+            self.object.detach()
+        processes = self.processes.events(PROCESS)
+        self._follow(processes[processes["kind"] != lib.CUDA_PROCESS_EXITED])
+        # In this order: what a call launched was named before.
+        calls = self.calls.events(CALL)
+        self._learn_names()
+        self.context.catch_up()
+        if self.generation != self.context.generation:
+            self.generation = self.context.generation
+            self.spans.forget()
+        yield from self.spans.feed(calls, last=last)
+        self._follow(processes[processes["kind"] == lib.CUDA_PROCESS_EXITED])
+
+    def points(self, _time_ns: int) -> Sequence[Points]:
+        return ()
+
+    def tally(self) -> Tally:
+        seen, lost = (
+            sum(self.object.counter(f"{ring}_{what}") for ring in ("cuda_calls", "cuda_names", "cuda_processes"))
+            for what in ("seen", "lost")
+        )
+        return Tally(
+            seen=seen,
+            handled=seen - lost,
+            lost={"ring": lost},
+            omitted=dict(self.spans.omitted),
+            flawed={"parent": self.spans.parents_missed},
+        )
+
+    def close(self) -> None:
+        self.libraries.close()
+        for ring in self.rings:
+            ring.close()
+        self.object.close()
+
+    def _write_apis(self) -> None:
+        descriptors = np.zeros(len(APIS), API)
+        for i, api in enumerate(APIS):
+            row = descriptors[i]
+            row["family"], row["driver"], row["flags"] = api.family, api.driver, api.flags
+            row["size_arg"], row["factor_arg"], row["stream_arg"] = api.size, api.factor, api.stream
+            row["pointer_arg"], row["kind_arg"] = api.pointer, api.kind
+        apis = self.object.map_fd("apis")
+        for i, row in enumerate(descriptors):
+            map_set(apis, i.to_bytes(4, "little"), row.tobytes())
+
+    # ---- processes --------------------------------------------------------------------------------
+
+    def _follow(self, events: NDArray[Any]) -> None:
+        now_ns = self.context.monotonic_ns()
+        look = {pid for pid, not_before_ns in self._again.items() if not_before_ns <= now_ns}
+        for event in events:
+            pid, kind = int(event["pid"]), event["kind"]
+            if kind == lib.CUDA_PROCESS_FORKED:
+                parent = int(event["parent_pid"])
+                if self._outside("fork", self.libraries.fork, parent, pid):
+                    self.names.fork(parent, pid)
+            elif kind == lib.CUDA_PROCESS_EXITED:
+                self._outside("forget", self.libraries.forget, pid)
+                self.names.forget(pid)
+                self.stacks.forget(pid)
+                self._again.pop(pid, None)
+                look.discard(pid)
+            else:
+                if kind == lib.CUDA_PROCESS_EXECED:
+                    self.names.forget(pid)
+                look.add(pid)
+                self._again[pid] = now_ns + LOOK_AGAIN_NS
+        for pid in look:
+            if self._again.get(pid, 0) <= now_ns:
+                self._again.pop(pid, None)
+            self._look(pid)
+
+    def _look(self, pid: int) -> None:
+        if self._outside("look", self._look_now, pid):
+            self.names.refresh(pid)
+
+    def _look_now(self, pid: int) -> bool:
+        # First: what it maps from now on is told again.
+        map_delete(self.object.map_fd("cuda_looking"), pid.to_bytes(4, "little"))
+        return self.libraries.look(pid)
+
+    def _look_at_all(self) -> None:
+        keys, _ = map_entries(self.context.kernel.map_fd("targets"), np.dtype("<u4"), np.dtype("<u4"))
+        for pid in keys.tolist():
+            self._look_now(pid)
+
+    def _outside(self, what: str, find: Callable[..., Any], *of: int) -> Any:
+        return self.context.outside(f"cuda: {what} {' '.join(map(str, of))}", partial(find, *of))
+
+    # ---- names ------------------------------------------------------------------------------------
+
+    def _learn_names(self) -> None:
+        for record in self.names_ring.records():
+            head = np.frombuffer(record, NAME, 1)[0]
+            self._learn_name(head, record[NAME.itemsize : NAME.itemsize + int(head["len"])].decode("ascii", "replace"))
+
+    def _learn_name(self, head: np.void, symbol: str) -> None:
+        pid, handle = int(head["pid"]), int(head["handle"])
+        if head["kind"] == lib.CUDA_NAME_ALIAS:
+            self.names.alias(pid, handle, int(head["target"]))
+        else:
+            self.names.register(pid, handle, symbol)
+
+    def _recover(self, pid: int) -> tuple[Mapping[int, str], Mapping[int, int]]:
+        found = self._outside("recover", self.libraries.recover, pid)
+        return found or ({}, {})
+
+    def _stack(self, pid: int, stack: int) -> str:
+        return self._outside("stack", self.stacks.text, pid, stack) or ""
+
+    def _addresses(self, stack: int) -> list[int]:
+        """Frames that the kernel side recorded; *stack* is a key of cuda_stacks, plus 1."""
+        size = 8 * lib.CUDA_STACK_DEPTH
+        raw = map_get(self.object.map_fd("cuda_stacks"), (stack - 1).to_bytes(4, "little"), size)
+        return [each for each in np.frombuffer(raw or b"", "<u8").tolist() if each]
+
+
+def _loaded(config: CudaConfig, context: Context) -> Object:
+    obj = context.object("cuda")
+    try:
+        for event in EVENTS:
+            obj.layout(event)
+        obj.set_constants({**context.constants, "cuda_calls_high": config.ring_bytes // 2})
+        obj.set_max_entries("cuda_calls", config.ring_bytes)
+        obj.share_map("targets", context.kernel)
+        if context.exchange:
+            for shared in ("connections", "thread_exchanges", "handing_over"):
+                obj.share_map(shared, context.exchange)
+        if uprobe_multi():
+            obj.want_multi(UPROBES)
+        obj.load()
+    except BaseException:
+        obj.close()
+        raise
+    return obj
+
+
+class Absent:
+    """Stands for the probe where the kernel does not take it: nothing is traced, and nothing else suffers."""
+
+    rings = ()
+
+    def tick(self, *, last: bool) -> Iterator[SpanBatch]:  # noqa: ARG002 - as Running has it
+        return iter(())
+
+    def points(self, _time_ns: int) -> Sequence[Points]:
+        return ()
+
+    def tally(self) -> Tally:
+        return Tally(seen=0, handled=0)
+
+    def close(self) -> None:
+        pass
+
+
+def opened(config: CudaConfig, context: Context) -> Running:
+    try:
+        return Cuda(config, context)
+    except LoadError as e:
+        log.warning("cuda: not traced on this kernel: %s; set probes.cuda.enabled: false to say so yourself", e)
+        return Absent()
+
+
+def check() -> list[Feature]:
+    """Whether this kernel takes the programs, and their hooks."""
+    lost = "no CUDA spans or metrics; it needs uprobes with cookies (Linux 5.15) and CONFIG_UPROBES"
+    if reason := refusal("cuda", PROCESS_HOOKS, UPROBES):
+        return [Feature("cuda", ok=False, detail=reason, advice=lost, needed=False)]
+    how = "many functions in one link" if uprobe_multi() else "one link for each function"
+    return [Feature("cuda", ok=True, detail=f"loads and attaches; {how}", needed=False)]
+
+
+PROBE = Probe("cuda", CudaConfig, opened, check)
