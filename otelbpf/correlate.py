@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from otelbpf.model import Resource
 
 SLOTS = 1 << 16
-"""A power of two. An exchange is found until another one takes its slot: for about a second at 60,000 a second."""
+"""A power of two. An exchange is found until others take its slot: for about a second at 60,000 a second."""
+WAYS = 4
+"""Slots that an exchange may be in, taken in turn: with one, of a few hundred told at once some would share it."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_SHIFT = np.uint64(64 - SLOTS.bit_length() + 1)
+_SHIFT = np.uint64(64 - (SLOTS // WAYS).bit_length() + 1)
 
 SEVERAL = -2
 NEAR_NS = np.uint64(10_000_000_000)
@@ -51,13 +53,22 @@ class Exchanges:
         """Set by a probe that asks: without one nothing is remembered."""
         self._told = np.zeros(0, TOLD)
         self._resource = np.empty(0, np.object_)
+        self._turn = np.zeros(0, np.uint8)
 
     def remember(self, told: NDArray[Any], resources: NDArray[np.object_]) -> None:
         """Take (n,) `TOLD` and the Resource of each; cookies are never 0."""
         if not len(self._told):
             self._told = np.zeros(SLOTS, TOLD)
             self._resource = np.empty(SLOTS, np.object_)
-        slots = _slots(told["cookie"], told["number"])
+            self._turn = np.zeros(SLOTS // WAYS, np.uint8)
+        first = _first_slots(told["cookie"], told["number"])
+        order = np.argsort(first, kind="stable")
+        sets, where = first[order] // WAYS, np.arange(len(first))
+        new = np.append(True, sets[1:] != sets[:-1])
+        turn = np.empty(len(first), np.intp)
+        turn[order] = self._turn[sets] + where - np.maximum.accumulate(np.where(new, where, 0))
+        slots = first + turn % WAYS
+        np.add.at(self._turn, sets, np.uint8(1))
         self._told[slots] = told
         self._resource[slots] = resources
 
@@ -65,9 +76,11 @@ class Exchanges:
         """Positions of exchanges for `told` and `resources`, valid until the next are remembered; -1: not known."""
         if not len(self._told):
             return np.full(len(cookie), -1, np.intp)
-        slots = _slots(cookie, number)
-        there = self._told[slots]
-        return np.where((there["cookie"] == cookie) & (there["number"] == number) & (cookie != 0), slots, -1)
+        first, found = _first_slots(cookie, number), np.full(len(cookie), -1, np.intp)
+        cookies, numbers = self._told["cookie"], self._told["number"]
+        for way in range(WAYS):
+            found[(cookies[first + way] == cookie) & (numbers[first + way] == number) & (cookie != 0)] = way
+        return np.where(found < 0, -1, first + found)
 
     def find_sent(
         self, cookie: NDArray[Any], seq: NDArray[Any], end_seq: NDArray[Any], at_ns: NDArray[Any]
@@ -113,7 +126,7 @@ def _before(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
     return earlier
 
 
-def _slots(cookie: NDArray[Any], number: NDArray[Any]) -> NDArray[np.intp]:
+def _first_slots(cookie: NDArray[Any], number: NDArray[Any]) -> NDArray[np.intp]:
     # Fibonacci hashing (Knuth 6.4): neighbours in number, which are the rule, get slots far apart.
     mixed: NDArray[np.uint64] = (cookie.astype(np.uint64) * _GOLDEN + number.astype(np.uint64)) * _GOLDEN
-    return (mixed >> _SHIFT).astype(np.intp)
+    return (mixed >> _SHIFT).astype(np.intp) * WAYS

@@ -62,3 +62,12 @@ def test_the_latest_are_found_whatever_came_before(cookies):
         there = found >= 0
         assert there.mean() > 0.9, "two of one batch shared a slot too often"
         assert (exchanges.told(found[there])["span_id"] == rows["span_id"][there]).all()
+
+
+def test_what_is_told_at_once_does_not_take_each_others_slots():
+    """A thousand in a table of 65,536: with one slot each, seven pairs would meet."""
+    exchanges = Exchanges()
+    for start in range(1, 100_000, 1000):
+        rows = told(1000, cookie=2**40 + start % 7, first=start)
+        remember(exchanges, rows)
+        assert (exchanges.find(rows["cookie"], rows["number"]) >= 0).all()
