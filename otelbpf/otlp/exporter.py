@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
 
-import grpc
 from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped]
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
@@ -20,6 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from otelbpf import __version__
 from otelbpf.config import ExportTarget
 from otelbpf.errors import ConfigError, ExportError
+from otelbpf.otlp.quiet import grpc
 from otelbpf.otlp.tls import Pem
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class Exporter:
             retry=code in RETRY or (exhausted and after_s is not None),
             after_s=after_s,
             unsure=code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
-            or bool(UNANSWERED.search(details)),
+            or bool(UNANSWERED.search(details) and not details.startswith("failed to connect")),
             too_large=bool(TOO_LARGE.search(details)),
         )
 

@@ -9,11 +9,10 @@ import random
 import time
 from collections.abc import Callable
 
-import grpc
-
 from otelbpf.errors import ExportError
 from otelbpf.otlp.backlog import Backlog, Batch
 from otelbpf.otlp.exporter import Exporter, Signal
+from otelbpf.otlp.quiet import grpc
 from otelbpf.otlp.repack import coalesce, split
 
 log = logging.getLogger(__name__)

@@ -7,10 +7,9 @@ import os
 import ssl
 from pathlib import Path
 
-import grpc
-
 from otelbpf.config import ExportTarget
 from otelbpf.errors import ConfigError
+from otelbpf.otlp.quiet import grpc
 
 
 class Pem:

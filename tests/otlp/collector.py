@@ -28,6 +28,7 @@ class Collector(grpc.GenericRpcHandler):
         self.answers: list[Answer] = []
         self.received: list[tuple[str, bytes]] = []
         self.metadata: list[dict[str, str | bytes]] = []
+        self.who: list[dict[str, list[bytes]]] = []
         self.stopping = Event()
         self.server = grpc.server(ThreadPoolExecutor(8), [self], options=options)
         if credentials:
@@ -44,6 +45,7 @@ class Collector(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(lambda request, context: self.answer(call, request, context))
 
     def answer(self, call, request, context):
+        self.who.append(context.auth_context())
         self.received.append((call.method, request))
         self.metadata.append(dict(call.invocation_metadata))
         return self.answers.pop(0)(context) if self.answers else b""
