@@ -186,7 +186,7 @@ def test_a_replaced_certificate_is_used_without_a_restart(old, files, start, que
     while "client two" not in names(server):
         sending.traces(b"more", 1)
         sent += 1
-        until(lambda: sending.counters().exported_spans == sent)
+        until(lambda n=sent: sending.counters().exported_spans == n)
     assert names(server)[0] == "client one"
     assert len(server.received) == sent  # none was cut off, none came twice
 
