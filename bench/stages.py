@@ -22,7 +22,7 @@ from otelbpf.agent import Agent
 from otelbpf.config import Config, Sampling
 from otelbpf.correlate import Exchanges
 from otelbpf.http import HttpMapping
-from otelbpf.model import Points, Resource, SpanBatch
+from otelbpf.model import Points, Resource, SpanBatch, View
 from otelbpf.native._shim import ffi, lib
 from otelbpf.native.assembler import Assembler
 from otelbpf.native.layout import dtype
@@ -103,8 +103,8 @@ class Replayed:
             yield from self._http.feed(self._raw + at, size, lambda _: None)
         yield from self._http.flush(0, lambda _: None, everything=last)
 
-    def points(self, time_ns: int) -> Sequence[Points]:
-        return self._http.points(time_ns)
+    def points(self, time_ns: int, view: View) -> Sequence[Points]:
+        return self._http.points(time_ns, view)
 
     def tally(self) -> Tally:
         return Tally(seen=0, handled=0)
@@ -119,6 +119,7 @@ class Everything:
     exchange: Any = None
     constants: Mapping[str, int] = MappingProxyType({})
     max_series = 2000
+    views = (View(),)
     samplers = (Sampling(),)
     generation = 0
 

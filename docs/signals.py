@@ -35,7 +35,7 @@ from otelbpf.cuda.names import Kernel
 from otelbpf.http import OMITTED, SCOPE, Meter
 from otelbpf.identity import Processes, agent_resource, host
 from otelbpf.kernel import Host
-from otelbpf.model import HistogramPoints, Points, Resource, SpanShape
+from otelbpf.model import HistogramPoints, Points, Resource, SpanShape, View
 from otelbpf.native.assembler import Shape
 from otelbpf.native.object import ProgramTime
 from otelbpf.otlp.queue import Counters, DroppedSpans
@@ -240,7 +240,7 @@ def signals() -> Signals:
         nobody = 2**22 + 1, 10**9  # no pid is that large, so /proc has nothing to say
         processes.exec(*nobody, b"python3", b"/usr/bin/python3", b"python3\0app.py\0", b"")
         seen.process, seen.agent = processes.resource(*nobody), agent_resource()
-    context: Any = SimpleNamespace(now_ns=lambda: 0)
+    context: Any = SimpleNamespace(now_ns=lambda: 0, views=(View(),))
     for role in Role:
         meter = Meter(role.name.lower(), 1, context)
         meter.table.index(seen.process, {})

@@ -23,6 +23,7 @@ from otelbpf.errors import ConfigError, OtelBpfError
 from otelbpf.health import Doors, Questions
 from otelbpf.identity import agent_resource
 from otelbpf.kernel import Host
+from otelbpf.model import Temporality, View
 from otelbpf.native import features, privileges
 from otelbpf.native.object import enable_stats, program_times
 from otelbpf.otlp.encode import SpanEncoder
@@ -80,6 +81,7 @@ def run(
         host = stack.enter_context(Host(config.select.ports, config.metrics.max_series))
         host.stopping = stopping.is_set
         host.samplers = (config.sampling,)
+        host.views = views(config)
         pids = [*config.select.pids, *([command.pid] if command else [])]
         for pid in pids:
             host.select(pid)
@@ -135,6 +137,7 @@ class Agent:
         self.encoder = SpanEncoder(config.export.max_request_bytes)
         self.resource = agent_resource()
         self.start_ns = time.time_ns()
+        self.deltas = telemetry.Deltas() if config.metrics.temporality == "delta" else None
         self.too_late = 0
         self.argv: Sequence[str] | None = None
         self.questions = Questions()
@@ -207,8 +210,9 @@ class Agent:
 
     def export_metrics(self) -> None:
         now_ns = self.host.begin_export()
-        points = [each for probe in self.running.values() for each in probe.points(now_ns)]
+        points = [each for probe in self.running.values() for each in probe.points(now_ns, self.host.views[0])]
         own = telemetry.points(self.resource, self._account(), self.start_ns, now_ns)
+        own = self.deltas.of(own) if self.deltas else own
         for request, count in encode_metrics([*points, *own], self.config.export.max_request_bytes):
             for output in self.outputs:
                 output.metrics(request, count)
@@ -345,6 +349,18 @@ def _sockets(
         except OSError as e:
             log.warning("no status socket: '%s': %s", directory.own_socket, e.strerror or e)
     return status, health_socket
+
+
+def views(config: Config) -> Sequence[View]:
+    """How metrics are to be told; the first way is that of what is exported."""
+    metrics = config.metrics
+    return (
+        View(
+            exponential=metrics.histogram_aggregation == "base2_exponential_bucket_histogram",
+            temporality=Temporality.CUMULATIVE if metrics.temporality == "cumulative" else Temporality.DELTA,
+            exemplars=metrics.exemplars,
+        ),
+    )
 
 
 def open_output(where: str, config: Config, stack: ExitStack) -> Output:

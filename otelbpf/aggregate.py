@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from otelbpf.model import Attributes, HistogramPoints, Resource, Scope, Value
+from otelbpf.buckets import Explicit, Exponential, Spans
+from otelbpf.model import Attributes, ExponentialPoints, HistogramPoints, Resource, Scope, Value, View
 
 OVERFLOW: Attributes = {"otel.metric.overflow": True}
 
@@ -70,66 +71,61 @@ class SeriesTable:
 
 
 class Histogram:
-    """One explicit-bucket histogram over the series of a table; cumulative.
+    """One histogram over the series of a table, in the buckets of every view.
 
     Bucket i counts (bounds[i-1], bounds[i]]: OTLP includes the upper bound.
     """
 
-    def __init__(self, scope: Scope, name: str, unit: str, description: str, bounds: Sequence[float]) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        name: str,
+        unit: str,
+        description: str,
+        bounds: Sequence[float],
+        *,
+        views: Sequence[View] = (View(),),
+    ) -> None:
         self.scope, self.name, self.unit, self.description = scope, name, unit, description
-        self.bounds = np.array(bounds, np.float64)
-        self._buckets = len(bounds) + 1
-        self.counts = np.zeros((0, self._buckets), np.uint64)
-        self.sums = np.zeros(0)
-        self.mins = np.zeros(0)
-        self.maxs = np.zeros(0)
+        self.buckets: dict[View, Explicit | Exponential] = {
+            view: Exponential(view) if view.exponential else Explicit(bounds, view) for view in views
+        }
 
-    def record(self, series: NDArray[Any], values: NDArray[Any], n_series: int) -> None:
+    def record(self, series: NDArray[Any], values: NDArray[Any], n_series: int, spans: Spans | None = None) -> None:
         """Count *values*, each into the series of its row.
 
         Args:
             series: Shape (n,), integers below *n_series*.
             values: Shape (n,), numbers >= 0.
+            spans: Of the same rows; without them there are no exemplars.
         """
-        self._grow(n_series)
-        if not len(values):
-            return
-        flat = series * self._buckets + np.searchsorted(self.bounds, values, side="left")
-        self.counts += np.bincount(flat, minlength=self.counts.size).astype(np.uint64).reshape(self.counts.shape)
-        self.sums += np.bincount(series, values, minlength=n_series)
-        np.minimum.at(self.mins, series, values)
-        np.maximum.at(self.maxs, series, values)
-
-    def _grow(self, n_series: int) -> None:
-        more = n_series - len(self.sums)
-        if more > 0:
-            self.counts = np.concatenate([self.counts, np.zeros((more, self._buckets), np.uint64)])
-            self.sums = np.concatenate([self.sums, np.zeros(more)])
-            self.mins = np.concatenate([self.mins, np.full(more, np.inf)])
-            self.maxs = np.concatenate([self.maxs, np.full(more, -np.inf)])
+        for each in self.buckets.values():
+            each.grow(n_series)
+            if len(values):
+                each.record(series, values, spans)
 
     def move(self, moved: NDArray[np.int64]) -> None:
         """Follow `SeriesTable.keep`."""
-        self._grow(len(moved))
-        kept = moved >= 0
-        self.counts, self.sums = self.counts[kept], self.sums[kept]
-        self.mins, self.maxs = self.mins[kept], self.maxs[kept]
+        for each in self.buckets.values():
+            each.grow(len(moved))
+            each.rows = each.rows[moved >= 0]
 
-    def points(self, table: SeriesTable, time_ns: int) -> HistogramPoints:
-        self._grow(len(table))
-        seen = np.flatnonzero(self.counts.any(axis=1))
-        return HistogramPoints(
+    def points(self, table: SeriesTable, time_ns: int, view: View | None = None) -> HistogramPoints | ExponentialPoints:
+        """What *view*, or the first, is to be told now."""
+        buckets = self.buckets[view] if view else next(iter(self.buckets.values()))
+        buckets.grow(len(table))
+        seen = buckets.seen()
+        start_ns = np.maximum(np.array(table.start_ns, np.uint64)[seen], np.uint64(buckets.since_ns))
+        points = buckets.points(
+            seen,
             scope=self.scope,
             name=self.name,
             unit=self.unit,
             description=self.description,
-            bounds=self.bounds.tolist(),
             resources=[table.resources[i] for i in seen],
             attributes=[table.attributes[i] for i in seen],
-            start_ns=np.array(table.start_ns, np.uint64)[seen],
+            start_ns=start_ns,
             time_ns=time_ns,
-            counts=self.counts[seen],
-            sums=self.sums[seen],
-            mins=self.mins[seen],
-            maxs=self.maxs[seen],
         )
+        buckets.told(time_ns)
+        return points

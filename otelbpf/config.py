@@ -18,7 +18,7 @@ import os
 import re
 import stat
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from difflib import get_close_matches
 from fractions import Fraction
@@ -119,15 +119,31 @@ class Export:
                 raise ValueError(f"{name}: want {least}, got {getattr(self, name)}")
 
 
+TEMPORALITIES = ("cumulative", "delta", "lowmemory")
+AGGREGATIONS = ("explicit_bucket_histogram", "base2_exponential_bucket_histogram")
+EXEMPLARS = ("trace_based", "always_on", "always_off")
+
+
 @dataclass(frozen=True, slots=True)
 class Metrics:
     interval_s: float = 60.0
     """How often metrics are exported."""
     max_series: int = 2000
     """Of one metric of one process; what comes later is counted in one with otel.metric.overflow=true."""
+    temporality: str = "cumulative"
+    """What is exported: cumulative, all since the start; delta, what is new; lowmemory: delta where nothing need be
+    remembered for it, which are the histograms. What prometheus shows is always cumulative."""
+    histogram_aggregation: str = "explicit_bucket_histogram"
+    """The buckets of exported histograms: explicit_bucket_histogram or base2_exponential_bucket_histogram."""
+    exemplars: str = "trace_based"
+    """Which requests may stand as examples beside what counts them: trace_based (those that are spans of ours),
+    always_on or always_off."""
 
     def __post_init__(self) -> None:
         _more_than_0(self, "interval_s", "max_series")
+        _one_of(self, "temporality", TEMPORALITIES)
+        _one_of(self, "histogram_aggregation", AGGREGATIONS)
+        _one_of(self, "exemplars", EXEMPLARS)
 
 
 SAMPLERS = tuple(
@@ -456,6 +472,12 @@ def _more_than_0(owner: object, *names: str) -> None:
             raise ValueError(f"{name}: want more than 0, got {value}")
 
 
+def _one_of(owner: object, name: str, known: Sequence[str]) -> None:
+    value = getattr(owner, name)
+    if value not in known:
+        raise ValueError(f"{name}: want {', '.join(known[:-1])} or {known[-1]}, got {value!r}")
+
+
 def _is_endpoint(text: str) -> bool:
     if not text or any(each.isspace() for each in text):
         return False
@@ -616,6 +638,15 @@ _VARIABLES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
+_METRICS_VARIABLES: Sequence[tuple[str, str, Callable[[str], Any]]] = (
+    ("OTEL_METRIC_EXPORT_INTERVAL", "interval_s", _milliseconds),
+    ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "temporality", str.lower),
+    ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "histogram_aggregation", str.lower),
+    ("OTEL_METRICS_EXEMPLAR_FILTER", "exemplars", str.lower),
+)
+_LENIENT = {"compression", "timeout_s", "sampler", "ratio", *(name for _, name, _ in _METRICS_VARIABLES)}
+
+
 def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, Any]]]:
     """Yield key, variable and value; of two for one key the later counts. Empty is not set."""
     for infix, signals in (("", SIGNALS), *((f"{each.upper()}_", (each,)) for each in SIGNALS)):
@@ -625,9 +656,9 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[s
                 yield from ((f"export.{signal}.{name}", (variable, value)) for signal in signals)
     if (text := environ.get("RUNTIME_DIRECTORY", "")) and ":" not in text:  # systemd's; of several, none is the one
         yield "status.directory", ("RUNTIME_DIRECTORY", Path(text))
-    variable = "OTEL_METRIC_EXPORT_INTERVAL"
-    for value in _variable(environ, variable, Metrics, "interval_s", _milliseconds):
-        yield "metrics.interval_s", (variable, value)
+    for variable, name, parse in _METRICS_VARIABLES:
+        for value in _variable(environ, variable, Metrics, name, parse):
+            yield f"metrics.{name}", (variable, value)
     for variable, name, parse in (
         ("OTEL_TRACES_SAMPLER", "sampler", str),
         ("OTEL_TRACES_SAMPLER_ARG", "ratio", _ratio),
@@ -649,7 +680,7 @@ def _variable(
     except ValueError as e:
         message = f"{variable}: {str(e).removeprefix(f'{name}: ')}"
         # by the specification, numbers and names from a list are warned of, and then as good as not set
-        if name not in ("compression", "timeout_s", "interval_s", "sampler", "ratio"):
+        if name not in _LENIENT:
             raise ConfigError(message) from e
         logger.warning("%s; ignored", message)
     else:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from otelbpf import __version__
 from otelbpf.aggregate import Histogram, SeriesTable
+from otelbpf.buckets import Spans
 from otelbpf.correlate import TOLD
-from otelbpf.model import Points, Resource, Scope, SpanBatch, SpanShape
+from otelbpf.model import Points, Resource, Scope, SpanBatch, SpanShape, View
 from otelbpf.native.assembler import UNKNOWN, Assembler, Seeds
 from otelbpf.probe import Context
 from otelbpf.protocols.http1 import (
@@ -42,20 +43,29 @@ class Meter:
 
     def __init__(self, role: str, max_series: int, context: Context) -> None:
         self.table = SeriesTable(max_series, context.now_ns)
-        sizes = f"Size of HTTP {role} {{}} bodies."
+        views, name = context.views, f"http.{role}"
         self.duration = Histogram(
-            SCOPE, f"http.{role}.request.duration", "s", f"Duration of HTTP {role} requests.", DURATION_BOUNDS_S
+            SCOPE,
+            f"{name}.request.duration",
+            "s",
+            f"Duration of HTTP {role} requests.",
+            DURATION_BOUNDS_S,
+            views=views,
         )
-        self.request = Histogram(SCOPE, f"http.{role}.request.body.size", "By", sizes.format("request"), SIZE_BOUNDS)
-        self.response = Histogram(SCOPE, f"http.{role}.response.body.size", "By", sizes.format("response"), SIZE_BOUNDS)
+        self.request, self.response = (
+            Histogram(
+                SCOPE, f"{name}.{what}.body.size", "By", f"Size of HTTP {role} {what} bodies.", SIZE_BOUNDS, views=views
+            )
+            for what in ("request", "response")
+        )
 
     @property
     def histograms(self) -> tuple[Histogram, ...]:
         return self.duration, self.request, self.response
 
-    def record(self, series: NDArray[Any], rows: NDArray[Any]) -> None:
+    def record(self, series: NDArray[Any], rows: NDArray[Any], spans: Spans) -> None:
         n = len(self.table)
-        self.duration.record(series, (rows["end_ns"] - rows["start_ns"]) * 1e-9, n)
+        self.duration.record(series, (rows["end_ns"] - rows["start_ns"]) * 1e-9, n, spans)
         for histogram, sizes in ((self.request, rows["request_body"]), (self.response, rows["response_body"])):
             known = sizes != UNKNOWN
             histogram.record(series[known], sizes[known].astype(np.float64), n)
@@ -170,19 +180,15 @@ class HttpMapping:
         if self.routes.learns:
             self._ask_again(shape[shape < len(self.shapes)])
         self._learn()
-        roles = self.role[shape]
-        for role, meter in self.meters.items():
-            mine = np.flatnonzero(roles == role)
-            if len(mine):
-                meter.record(self.series[shape[mine]], rows[mine])
         ours = self._ours(rows)
+        told = ours & (rows["flags"] & SAMPLED).astype(np.bool_)
+        self._count(rows, told)
         if self.context.exchanges.wanted:
             self._remember(rows, ours)
-        sampled = (rows["flags"] & SAMPLED).astype(np.bool_)
-        if not (ours & sampled).all():
+        if not told.all():
             self.omitted["sdk"] += int(np.count_nonzero(~ours))
-            self.omitted["unsampled"] += int(np.count_nonzero(ours & ~sampled))
-            rows = rows[ours & sampled]
+            self.omitted["unsampled"] += int(np.count_nonzero(ours & ~told))
+            rows = rows[told]
             shape = rows["shape"]
         if len(rows):
             yield SpanBatch(
@@ -200,6 +206,17 @@ class HttpMapping:
                     FIRST_BYTE: (rows["first_ns"] - rows["start_ns"]) * 1e-9,
                 },
             )
+
+    def _count(self, rows: NDArray[Any], told: NDArray[np.bool_]) -> None:
+        shape = rows["shape"]
+        roles = self.role[shape]
+        for role, meter in self.meters.items():
+            mine = np.flatnonzero(roles == role)
+            if not len(mine):
+                continue
+            these = rows if len(mine) == len(rows) else rows[mine]
+            spans = Spans(these["trace_id"], these["span_id"], self.context.unix_ns(these["end_ns"]), told[mine])
+            meter.record(self.series[these["shape"]], these, spans)
 
     def _remember(self, rows: NDArray[Any], ours: NDArray[np.bool_]) -> None:
         told = np.empty(len(rows), TOLD)
@@ -229,11 +246,18 @@ class HttpMapping:
                 )
         return ours
 
-    def points(self, time_ns: int) -> Sequence[Points]:
+    def points(self, time_ns: int, view: View) -> Sequence[Points]:
         """Every histogram that has counted something; then forget the processes that are gone."""
         points = [
-            histogram.points(meter.table, time_ns) for meter in self.meters.values() for histogram in meter.histograms
+            histogram.points(meter.table, time_ns, view)
+            for meter in self.meters.values()
+            for histogram in meter.histograms
         ]
+        if view == self.context.views[0]:
+            self._forget_processes()
+        return [each for each in points if len(each.resources)]
+
+    def _forget_processes(self) -> None:
         living, forgot = self.context.living(), False
         for meter in self.meters.values():
             moved = meter.table.keep(living)
@@ -244,7 +268,6 @@ class HttpMapping:
         self.routes.keep({service(each) for each in living})
         if forgot:
             self.assembler.forget()  # shapes know series by number
-        return [each for each in points if len(each.resources)]
 
 
 def _objects(resources: Sequence[Resource]) -> NDArray[np.object_]:

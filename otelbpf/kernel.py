@@ -19,7 +19,7 @@ from otelbpf.config import Sampling, Select
 from otelbpf.correlate import Exchanges
 from otelbpf.errors import TargetError
 from otelbpf.identity import Processes
-from otelbpf.model import Resource
+from otelbpf.model import Resource, View
 from otelbpf.native._shim import lib
 from otelbpf.native.object import Object, map_delete, map_set, tracepoint_params
 from otelbpf.probe import Tally
@@ -45,6 +45,7 @@ class Host:
         self.max_series = max_series
         self.constants: Mapping[str, int] = {"agent_pid": os.getpid(), "ports_selected": bool(ports)}
         self.exchanges = Exchanges()
+        self.views: Sequence[View] = (View(),)
         self.samplers: Sequence[Sampling] = (Sampling(),)
         self.exchange: Object | None = None
         self.ports = set(ports)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 Value = str | bool | int | float | Sequence[str]
@@ -140,6 +141,32 @@ class Temporality(IntEnum):
     CUMULATIVE = 2
 
 
+EXEMPLAR = np.dtype(
+    [
+        ("series", np.uint32),
+        ("value", np.float64),
+        ("time_ns", np.uint64),
+        ("trace_id", "V16"),
+        ("span_id", "V8"),
+    ]
+)
+"""A value that was counted, and the span that it is of; ids of zeros for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How one reader of metrics wants them."""
+
+    exponential: bool = False
+    """Histograms in base-2 exponential buckets."""
+    temporality: Temporality = Temporality.CUMULATIVE
+    """Of histograms."""
+    exemplars: str = "trace_based"
+    """Which values may be exemplars: trace_based (those whose span we send), always_on, always_off."""
+    keeps_exemplars: bool = False
+    """Until there is a newer one; else they are told once."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class HistogramPoints:
     """One explicit-bucket histogram metric: m series of one scope.
@@ -162,6 +189,33 @@ class HistogramPoints:
     mins: NDArray[Any]  # (m,) float64
     maxs: NDArray[Any]  # (m,) float64
     temporality: Temporality = Temporality.CUMULATIVE
+    exemplars: NDArray[Any] = field(default_factory=lambda: np.empty(0, EXEMPLAR))  # (k,), by series
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExponentialPoints:
+    """One base-2 exponential histogram metric: m series of one scope, of values >= 0.
+
+    Bucket i of a series counts values in (b**i, b**(i+1)] with b = 2**(2**-scale).
+    """
+
+    scope: Scope
+    name: str
+    unit: str
+    description: str
+    resources: Sequence[Resource]  # m
+    attributes: Sequence[Attributes]  # m
+    start_ns: NDArray[Any]  # (m,) uint64
+    time_ns: int
+    scales: NDArray[Any]  # (m,)
+    offsets: NDArray[Any]  # (m,): the number of the first of `counts`
+    counts: Sequence[NDArray[Any]]  # m, each (b,) uint64
+    zeros: NDArray[Any]  # (m,) uint64
+    sums: NDArray[Any]  # (m,) float64
+    mins: NDArray[Any]  # (m,) float64
+    maxs: NDArray[Any]  # (m,) float64
+    temporality: Temporality = Temporality.CUMULATIVE
+    exemplars: NDArray[Any] = field(default_factory=lambda: np.empty(0, EXEMPLAR))  # (k,), by series
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,7 +232,8 @@ class NumberPoints:
     time_ns: int
     values: NDArray[Any]  # (m,) int64 or float64
     monotonic: bool | None = True
-    """None: a gauge. True, False: a cumulative sum that does or does not only grow."""
+    """None: a gauge. True, False: a sum that does or does not only grow."""
+    temporality: Temporality = Temporality.CUMULATIVE
 
 
-Points = HistogramPoints | NumberPoints
+Points = HistogramPoints | ExponentialPoints | NumberPoints

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from otelbpf.config import Sampling
 from otelbpf.correlate import Exchanges
-from otelbpf.model import Points, Resource, SpanBatch
+from otelbpf.model import Points, Resource, SpanBatch, View
 from otelbpf.native.features import Feature
 from otelbpf.native.object import Object, Ring
 
@@ -27,6 +27,8 @@ class Context(Protocol):
     constants: Mapping[str, int]
     """Values of the constants that every probe's object declares (bpf/target.bpf.h)."""
     max_series: int
+    views: Sequence[View]
+    """How metrics are wanted. Processes that are gone are forgotten when the first was told of them."""
     exchanges: Exchanges
     """What other probes' events belong to. Who asks sets `wanted`, and comes after `exchange` in PROBES."""
     samplers: Sequence[Sampling]
@@ -119,7 +121,7 @@ class Running(Protocol):
         """Everything finished since the last tick; on the *last* one, everything there is."""
         ...
 
-    def points(self, time_ns: int) -> Sequence[Points]: ...
+    def points(self, time_ns: int, view: View) -> Sequence[Points]: ...
 
     def tally(self) -> Tally: ...
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from otelbpf.agent import Agent, open_output, open_probes
+from otelbpf.agent import Agent, open_output, open_probes, views
 from otelbpf.config import Config
 from otelbpf.correlate import Exchanges
 from otelbpf.errors import RecordingError
@@ -72,6 +72,7 @@ class ReplayedHost:
         self._recording = recording
         self.max_series = config.metrics.max_series
         self.samplers = (config.sampling,)
+        self.views = views(config)
         self.constants: Mapping[str, int] = {}
         self.exchanges = Exchanges()
         self.kernel = self.object("process")

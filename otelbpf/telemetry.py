@@ -9,8 +9,8 @@ coalesced + queued.
 from __future__ import annotations
 
 import resource as limits
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from otelbpf import __version__
 from otelbpf.config import Export, ExportTarget, host_of
-from otelbpf.model import Attributes, NumberPoints, Resource, Scope, Value
+from otelbpf.model import Attributes, NumberPoints, Resource, Scope, Temporality, Value
 from otelbpf.native.object import ProgramTime
 from otelbpf.otlp.queue import Counters
 from otelbpf.probe import Tally
@@ -93,6 +93,31 @@ def points(resource: Resource, account: Account, start_ns: int, time_ns: int) ->
         for each in metrics
         if each.values
     ]
+
+
+class Deltas:
+    """What own counters grew by since they were asked for the last time."""
+
+    def __init__(self) -> None:
+        self._before: dict[tuple[str, tuple[tuple[str, Value], ...]], float] = {}
+        self._since_ns = 0
+
+    def of(self, points: Sequence[NumberPoints]) -> list[NumberPoints]:
+        """The same points with the growth of those that only grow."""
+        found = [self._delta(each) if each.monotonic else each for each in points]
+        self._since_ns = max((each.time_ns for each in points), default=self._since_ns)
+        return found
+
+    def _delta(self, points: NumberPoints) -> NumberPoints:
+        keys = [(points.name, tuple(sorted(each.items()))) for each in points.attributes]
+        grown = points.values - np.array([self._before.get(key, 0) for key in keys], points.values.dtype)
+        self._before.update(zip(keys, points.values.tolist(), strict=True))
+        return replace(
+            points,
+            values=grown,
+            start_ns=np.maximum(points.start_ns, np.uint64(self._since_ns)),
+            temporality=Temporality.DELTA,
+        )
 
 
 def _events(tallies: Mapping[str, Tally]) -> Iterator[Metric]:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otelbpf.aggregate import OVERFLOW, Histogram, SeriesTable
-from otelbpf.model import Resource, Scope
+from otelbpf.model import Resource, Scope, View
 
 SCOPE = Scope("test", "1")
 BOUNDS = (0.0, 0.5, 1.0, 10.0)
@@ -101,7 +101,7 @@ def test_no_rows_are_no_points(n):
 def test_counts_beyond_32_bits_are_kept():
     series, columns = filled(1), histogram()
     record(columns, series, [(0, 1.0)])
-    columns.counts[0, 2] = 2**63
+    columns.buckets[View()].rows["counts"][0, 2] = 2**63
     record(columns, series, [(0, 1.0)])
     assert int(columns.points(series, 0).counts[0, 2]) == 2**63 + 1
 

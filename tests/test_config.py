@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from otelbpf.config import NO_LIMIT_S, SAMPLERS, Config, ExportTarget, load, output, settings
+from otelbpf.config import NO_LIMIT_S, SAMPLERS, Config, ExportTarget, Metrics, load, output, settings
 from otelbpf.errors import ConfigError
 
 
@@ -145,7 +145,11 @@ REFUSED = [
     ("export: {queue_bytes: 10}", "a.yaml: export: queue_bytes: want max_request_bytes (3500000) or more, got 10"),
     ("export: {max_request_bytes: 0}", "a.yaml: export: max_request_bytes: want more than 0, got 0"),
     ("metrics: {interval_s: 0}", "a.yaml: metrics: interval_s: want more than 0, got 0.0"),
-    ("metrics: 5", "a.yaml: metrics: want a table (interval_s, max_series), got 5"),
+    (
+        "metrics: 5",
+        "a.yaml: metrics: want a table (interval_s, max_series, temporality, histogram_aggregation, exemplars), got 5",
+    ),
+    ("metrics: {temporality: x}", "a.yaml: metrics: temporality: want cumulative, delta or lowmemory, got 'x'"),
     ("sampling: {ratio: 2}", "a.yaml: sampling: ratio: want 0 to 1, got 2.0"),
     ("sampling: {keep: {slower_than_s: -1}}", "a.yaml: sampling: keep: slower_than_s: want 0 to 2147484, got -1.0"),
     ("[1, 2]", f"a.yaml: want a table ({', '.join(each.name for each in fields(Config))}), got [1, 2]"),
@@ -225,6 +229,23 @@ def test_no_output(where, message):
 # ---- the environment ----------------------------------------------------------------------------
 
 
+def test_variables_of_metrics():
+    metrics = loaded(
+        environ={
+            "OTEL_METRIC_EXPORT_INTERVAL": "1500",
+            "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "LowMemory",
+            "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION": "base2_exponential_bucket_histogram",
+            "OTEL_METRICS_EXEMPLAR_FILTER": "always_off",
+        }
+    ).metrics
+    assert metrics == Metrics(
+        interval_s=1.5,
+        temporality="lowmemory",
+        histogram_aggregation="base2_exponential_bucket_histogram",
+        exemplars="always_off",
+    )
+
+
 def test_variables_of_both_signals_and_of_one():
     export = loaded(
         environ={
@@ -299,6 +320,17 @@ def test_the_metric_interval_is_in_milliseconds():
         ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "9" * 13, f"want a whole number of milliseconds, got '{'9' * 13}'"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "want gzip or none, got 'zstd'"),
         ("OTEL_TRACES_SAMPLER", "jaeger_remote", f"want one of {', '.join(SAMPLERS)}, got 'jaeger_remote'"),
+        (
+            "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
+            "Gauge",
+            "want cumulative, delta or lowmemory, got 'gauge'",
+        ),
+        (
+            "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+            "drop",
+            "want explicit_bucket_histogram or base2_exponential_bucket_histogram, got 'drop'",
+        ),
+        ("OTEL_METRICS_EXEMPLAR_FILTER", "all", "want trace_based, always_on or always_off, got 'all'"),
         ("OTEL_TRACES_SAMPLER_ARG", "1.5", "want 0 to 1, got 1.5"),
         ("OTEL_TRACES_SAMPLER_ARG", "nan", "want a number from 0 to 1, got 'nan'"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "0", "want more than 0, got 0.0"),

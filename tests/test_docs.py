@@ -141,7 +141,8 @@ def test_every_configuration_key_is_documented_with_its_default():
 
 def test_every_variable_is_documented_with_its_key():
     wanted = {f"OTEL_EXPORTER_OTLP_{suffix}": key for suffix, (key, _) in config._VARIABLES.items()}
-    wanted |= {"OTEL_EXPORTER_OTLP_PROTOCOL": "none", "OTEL_METRIC_EXPORT_INTERVAL": "metrics.interval_s"}
+    wanted |= {"OTEL_EXPORTER_OTLP_PROTOCOL": "none"}
+    wanted |= {variable: f"metrics.{key}" for variable, key, _ in config._METRICS_VARIABLES}
     wanted |= {"OTEL_TRACES_SAMPLER": "sampling.sampler", "OTEL_TRACES_SAMPLER_ARG": "sampling.ratio"}
     wanted |= {"RUNTIME_DIRECTORY": "status.directory"}
     rows = table(GUIDE / "configuration.md", "## Variables")

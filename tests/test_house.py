@@ -30,6 +30,7 @@ FLOORS = (
     {"http", "tcp", "cuda"},
     {"capture", "probe"},
     {"aggregate", "command", "correlate", "identity", "native", "otlp", "protocols", "tape"},
+    {"buckets"},
     {"config", "model"},
     {"errors"},
 )
@@ -37,7 +38,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Both read a constant or fill a struct of the headers, and call nothing.
 SHIM_USERS = {"kernel.py", "probes/cuda.py", "probes/exchange.py", "probes/tcp.py"}
 
-PROBES_KNOW = {"aggregate", "capture", "correlate", "errors", "model", "native", "probe", "protocols"}
+PROBES_KNOW = {"aggregate", "buckets", "capture", "correlate", "errors", "model", "native", "probe", "protocols"}
 PROBES_KNOW |= {"cuda", "http", "tcp"}  # mappings
 
 modules = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

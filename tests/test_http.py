@@ -10,7 +10,7 @@ import pytest
 from bench.stages import Everything
 from otelbpf import http
 from otelbpf.http import HttpMapping
-from otelbpf.model import Kind
+from otelbpf.model import Kind, View
 from otelbpf.native._shim import ffi
 from otelbpf.otlp.encode import SpanEncoder
 from tests.native.test_assemble import CLIENT, SERVER, answer, record
@@ -46,7 +46,7 @@ class Mapped:
 
     def counted(self, name):
         """Requests by route, as the metric has them."""
-        (points,) = (each for each in self.mapping.points(0) if each.name == name)
+        (points,) = (each for each in self.mapping.points(0, View()) if each.name == name)
         rows = zip(points.attributes, points.counts, strict=True)
         return {attributes.get("http.route"): int(counts.sum()) for attributes, counts in rows}
 
@@ -128,3 +128,24 @@ def test_clients_have_no_route():
     (span,) = Mapped("/*", "learned").spans("/orders/17", role=CLIENT)
     assert (span.kind, span.name) == (Kind.CLIENT, "GET")
     assert "http.route" not in span.attributes
+
+
+def test_exemplars_are_spans_that_we_send():
+    mapped = Mapped()
+    sent = mapped.spans("/a", "/b")
+    (duration, *_) = mapped.mapping.points(0, View())
+    (exemplar,) = duration.exemplars
+    assert (exemplar["trace_id"].tobytes().hex(), exemplar["span_id"].tobytes().hex()) == (
+        sent[-1].trace_id,
+        sent[-1].span_id,
+    )
+    assert int(exemplar["time_ns"]) == sent[-1].end_ns
+
+
+def test_a_metric_has_an_exemplar_of_a_span_only():
+    mapped = Mapped()
+    context = "traceparent: 00-" + "1" * 32 + "-" + "2" * 16 + "-00"
+    assert not mapped.spans(f"/a HTTP/1.1\r\n{context}\r\nX-Rest:")
+    assert mapped.counted("http.server.request.duration") == {None: 1}
+    (duration, *_) = mapped.mapping.points(0, View())
+    assert not len(duration.exemplars)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     AggregationTemporality,
+    Exemplar,
+    ExponentialHistogramDataPoint,
     HistogramDataPoint,
     Metric,
     NumberDataPoint,
@@ -21,11 +23,14 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     ScopeMetrics,
 )
 
-from otelbpf.model import HistogramPoints, NumberPoints, Points, Resource, Scope
+from otelbpf.model import ExponentialPoints, HistogramPoints, NumberPoints, Points, Resource, Scope
 from otelbpf.otlp.wire import attributes, resource_field, scope_field, text
 
 SERIES = {
     HistogramPoints: ("resources", "attributes", "start_ns", "counts", "sums", "mins", "maxs"),
+    ExponentialPoints: (
+        *("resources", "attributes", "start_ns", "scales", "offsets", "counts", "zeros", "sums", "mins", "maxs"),
+    ),
     NumberPoints: ("resources", "attributes", "start_ns", "values"),
 }
 """Fields with one item per series."""
@@ -51,7 +56,13 @@ def encode_metrics(points: Sequence[Points], max_bytes: int = 3_500_000) -> list
 
 
 def series(points: Points, rows: slice) -> Points:
-    return replace(points, **{name: getattr(points, name)[rows] for name in SERIES[type(points)]})
+    part: dict[str, Any] = {name: getattr(points, name)[rows] for name in SERIES[type(points)]}
+    if not isinstance(points, NumberPoints):
+        start, stop, _ = rows.indices(len(points.resources))
+        of_series = points.exemplars["series"]
+        part["exemplars"] = points.exemplars[(start <= of_series) & (of_series < stop)]
+        part["exemplars"]["series"] -= start
+    return replace(points, **part)
 
 
 def message(points: Sequence[Points]) -> ExportMetricsServiceRequest:
@@ -60,8 +71,7 @@ def message(points: Sequence[Points]) -> ExportMetricsServiceRequest:
     by_scope: dict[tuple[Resource, Scope], ScopeMetrics] = {}
     for each in points:
         metrics: dict[Resource, Metric] = {}
-        new = histogram_points(each) if isinstance(each, HistogramPoints) else number_points(each)
-        for resource, point in zip(each.resources, new, strict=True):
+        for resource, point in zip(each.resources, encoded(each), strict=True):
             if resource not in metrics:
                 if resource not in by_resource:
                     by_resource[resource] = request.resource_metrics.add()
@@ -78,20 +88,62 @@ def message(points: Sequence[Points]) -> ExportMetricsServiceRequest:
 
 def empty_metric(points: Points) -> Metric:
     metric = Metric(name=points.name, unit=points.unit, description=points.description)
+    temporality = AggregationTemporality.Value(f"AGGREGATION_TEMPORALITY_{points.temporality.name}")
     if isinstance(points, HistogramPoints):
-        metric.histogram.aggregation_temporality = AggregationTemporality.Value(
-            f"AGGREGATION_TEMPORALITY_{points.temporality.name}"
-        )
+        metric.histogram.aggregation_temporality = temporality
+    elif isinstance(points, ExponentialPoints):
+        metric.exponential_histogram.aggregation_temporality = temporality
     elif points.monotonic is None:
         metric.gauge.SetInParent()
     else:
-        metric.sum.aggregation_temporality = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE
+        metric.sum.aggregation_temporality = temporality
         metric.sum.is_monotonic = points.monotonic
     return metric
 
 
 def data_points(metric: Metric) -> Any:
     return getattr(metric, str(metric.WhichOneof("data"))).data_points
+
+
+def encoded(points: Points) -> Iterator[HistogramDataPoint | ExponentialHistogramDataPoint | NumberDataPoint]:
+    if isinstance(points, NumberPoints):
+        return number_points(points)
+    if isinstance(points, HistogramPoints):
+        return with_exemplars(points, histogram_points(points))
+    return with_exemplars(points, exponential_points(points))
+
+
+HistogramPoint = TypeVar("HistogramPoint", HistogramDataPoint, ExponentialHistogramDataPoint)
+
+
+def with_exemplars(
+    points: HistogramPoints | ExponentialPoints, encoded: Iterator[HistogramPoint]
+) -> Iterator[HistogramPoint]:
+    by_series: dict[int, list[Exemplar]] = {}
+    for number, value, time_ns, trace_id, span_id in points.exemplars.tolist():
+        exemplar = Exemplar(as_double=value, time_unix_nano=time_ns)
+        if any(trace_id):
+            exemplar.trace_id, exemplar.span_id = trace_id, span_id
+        by_series.setdefault(number, []).append(exemplar)
+    for number, point in enumerate(encoded):
+        point.exemplars.extend(by_series.get(number, ()))
+        yield point
+
+
+def exponential_points(points: ExponentialPoints) -> Iterator[ExponentialHistogramDataPoint]:
+    same = ExponentialHistogramDataPoint(time_unix_nano=points.time_ns).SerializeToString()
+    columns = (points.start_ns, points.scales, points.offsets, points.zeros, points.sums, points.mins, points.maxs)
+    rows = zip(points.attributes, points.counts, *(column.tolist() for column in columns), strict=True)
+    for pairs, counts, start_ns, scale, offset, zeros, total, low, high in rows:
+        point = ExponentialHistogramDataPoint.FromString(same + attributes(1, pairs.items()))
+        point.start_time_unix_nano = start_ns
+        point.scale, point.zero_count = scale, zeros
+        point.positive.offset = offset
+        point.positive.bucket_counts.extend(counts.tolist())
+        point.count = sum(point.positive.bucket_counts) + zeros
+        point.sum = total
+        point.min, point.max = low, high
+        yield point
 
 
 def histogram_points(points: HistogramPoints) -> Iterator[HistogramDataPoint]:

@@ -18,7 +18,7 @@ from otelbpf.cuda.names import Names
 from otelbpf.cuda.spans import CALL, Limits, Spans
 from otelbpf.cuda.stacks import Stacks
 from otelbpf.errors import LoadError
-from otelbpf.model import Points, SpanBatch
+from otelbpf.model import Points, SpanBatch, View
 from otelbpf.native._shim import lib
 from otelbpf.native.features import Feature, refusal
 from otelbpf.native.layout import dtype
@@ -113,7 +113,7 @@ class Cuda:
         yield from self.spans.feed(calls, last=last)
         self._follow(processes[processes["kind"] == lib.CUDA_PROCESS_EXITED])
 
-    def points(self, _time_ns: int) -> Sequence[Points]:
+    def points(self, _time_ns: int, _view: View) -> Sequence[Points]:
         return ()
 
     def tally(self) -> Tally:
@@ -246,7 +246,7 @@ class Absent:
     def tick(self, *, last: bool) -> Iterator[SpanBatch]:  # noqa: ARG002 - as Running has it
         return iter(())
 
-    def points(self, _time_ns: int) -> Sequence[Points]:
+    def points(self, _time_ns: int, _view: View) -> Sequence[Points]:
         return ()
 
     def tally(self) -> Tally:

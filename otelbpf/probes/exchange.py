@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from otelbpf.capture import NAMES, OLD, Capture, check
 from otelbpf.http import HttpMapping
-from otelbpf.model import Points, SpanBatch
+from otelbpf.model import Points, SpanBatch, View
 from otelbpf.native._shim import ffi, lib
 from otelbpf.native.object import DRAIN_BYTES, Object
 from otelbpf.probe import Context, Probe, Tally
@@ -118,8 +118,8 @@ class Exchange:
     def set_routes(self, routes: Sequence[str]) -> None:
         self.http.set_routes(routes)
 
-    def points(self, time_ns: int) -> Sequence[Points]:
-        return self.http.points(time_ns)
+    def points(self, time_ns: int, view: View) -> Sequence[Points]:
+        return self.http.points(time_ns, view)
 
     def tally(self) -> Tally:
         counts = self.http.assembler.counts()

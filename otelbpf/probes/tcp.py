@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from otelbpf.errors import LoadError, NotSupported
-from otelbpf.model import Points, SpanBatch
+from otelbpf.model import Points, SpanBatch, View
 from otelbpf.native._shim import ffi
 from otelbpf.native.features import Feature
 from otelbpf.native.object import Object, tracepoint_params
@@ -128,7 +128,7 @@ class Tcp:
         self._command.linger_ns = 0 if last else LINGER_NS
         self.object.run("tcp_sweep", self._command)
 
-    def points(self, _time_ns: int) -> Sequence[Points]:
+    def points(self, _time_ns: int, _view: View) -> Sequence[Points]:
         return ()
 
     def tally(self) -> Tally:

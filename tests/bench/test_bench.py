@@ -12,6 +12,7 @@ import pytest
 
 from bench import receiver, stages
 from bench.report import Budget, Row, spreads
+from otelbpf.model import View
 from otelbpf.otlp.encode import SpanEncoder
 from tests.probes.otlp import spans_of
 
@@ -62,7 +63,7 @@ def test_the_records_are_requests_like_any_other():
     assert {span["url.path"] for span in spans} == {f"/api/orders/{i:08}" for i in range(20)}
     assert {(span.kind, span["http.response.status_code"]) for span in spans} == {(2, 200)}
     assert sorted(int(span.parent_id, 16) for span in spans) == [*range(1, stages.RECORDS + 1)]
-    points = pipeline.exchange.points(0)
+    points = pipeline.exchange.points(0, View())
     assert sum(int(each.counts.sum()) for each in points if each.name == "http.server.request.duration") == len(spans)
 
 

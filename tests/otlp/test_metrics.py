@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     AggregationTemporality,
+    Exemplar,
+    ExponentialHistogram,
+    ExponentialHistogramDataPoint,
     Gauge,
     Histogram,
     HistogramDataPoint,
@@ -17,7 +22,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     Sum,
 )
 
-from otelbpf.model import HistogramPoints, NumberPoints, Resource, Scope, Temporality
+from otelbpf.model import EXEMPLAR, ExponentialPoints, HistogramPoints, NumberPoints, Resource, Scope, Temporality
 from otelbpf.otlp.metrics import encode_metrics
 
 HTTP, AGENT = Scope("otelbpf.http", "1.2.3"), Scope("otelbpf", "1.2.3")
@@ -46,6 +51,34 @@ def durations(resources, **fields) -> HistogramPoints:
         "maxs": np.full(m, 1.25),
     }
     return HistogramPoints(**(series | fields))
+
+
+def exponential(resources, **fields) -> ExponentialPoints:
+    """Series i has i zeros, and one value each in two buckets."""
+    m = len(resources)
+    series = {
+        "scope": HTTP,
+        "name": "http.server.request.duration",
+        "unit": "s",
+        "description": "",
+        "resources": resources,
+        "attributes": [{"i": i} for i in range(m)],
+        "start_ns": np.full(m, 100, np.uint64),
+        "time_ns": 2000,
+        "scales": np.full(m, 3, np.int8),
+        "offsets": np.full(m, -5),
+        "counts": [np.array([1, 0, 1], np.uint64)] * m,
+        "zeros": np.arange(m, dtype=np.uint64),
+        "sums": np.full(m, 1.5),
+        "mins": np.full(m, 0.5),
+        "maxs": np.full(m, 1.0),
+    }
+    return ExponentialPoints(**(series | fields))
+
+
+def exemplars(*rows):
+    """Series, value, and one byte of the ids."""
+    return np.array([(number, value, 1999, bytes([i] * 16), bytes([i] * 8)) for number, value, i in rows], EXEMPLAR)
 
 
 def numbers(values, monotonic) -> NumberPoints:
@@ -211,3 +244,59 @@ def test_requests_are_bounded_and_complete(max_bytes):
 def test_no_series_no_requests():
     assert encode_metrics([]) == []
     assert encode_metrics([durations([])]) == []
+
+
+def test_an_exponential_histogram():
+    assert one_metric(exponential([SHOP, SHOP], temporality=Temporality.DELTA)) == Metric(
+        name="http.server.request.duration",
+        unit="s",
+        exponential_histogram=ExponentialHistogram(
+            aggregation_temporality=AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA,
+            data_points=[
+                ExponentialHistogramDataPoint(
+                    attributes=[KeyValue(key="i", value=AnyValue(int_value=i))],
+                    start_time_unix_nano=100,
+                    time_unix_nano=2000,
+                    count=2 + i,
+                    sum=1.5,
+                    scale=3,
+                    zero_count=i,
+                    positive=ExponentialHistogramDataPoint.Buckets(offset=-5, bucket_counts=[1, 0, 1]),
+                    min=0.5,
+                    max=1.0,
+                )
+                for i in range(2)
+            ],
+        ),
+    )
+
+
+@pytest.mark.parametrize(("make", "kind"), [(durations, "histogram"), (exponential, "exponential_histogram")])
+def test_exemplars(make, kind):
+    metric = one_metric(make([SHOP, SHOP], exemplars=exemplars((1, 0.3, 7), (1, 0.9, 0))))
+    first, second = getattr(metric, kind).data_points
+    assert not first.exemplars
+    assert list(second.exemplars) == [
+        Exemplar(as_double=0.3, time_unix_nano=1999, trace_id=b"\7" * 16, span_id=b"\7" * 8),
+        Exemplar(as_double=0.9, time_unix_nano=1999),  # of no span of ours
+    ]
+
+
+@pytest.mark.parametrize("make", [durations, exponential])
+def test_exemplars_stay_with_their_series_when_a_request_is_split(make):
+    points = make([SHOP] * 9, exemplars=exemplars(*((i, i / 10, i + 1) for i in range(9))))
+    requests = encode_metrics([points], 400)
+    assert len(requests) > 2
+    found = [
+        (point.attributes[-1].value.int_value % 200, exemplar.trace_id)
+        for message in decode(requests)
+        for metric in message.resource_metrics[0].scope_metrics[0].metrics
+        for point in (metric.histogram.data_points or metric.exponential_histogram.data_points)
+        for exemplar in point.exemplars
+    ]
+    assert found == [(i, bytes([i + 1]) * 16) for i in range(9)]
+
+
+def test_a_delta_of_a_sum():
+    points = replace(numbers([3], monotonic=True), temporality=Temporality.DELTA)
+    assert one_metric(points).sum.aggregation_temporality == AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA

@@ -685,7 +685,7 @@ def test_an_unsampled_request_is_counted_but_is_no_span(app, trace, connect):
         ask(connect(server), tracing_headers(flags="00"))
         seen.settle()
         assert seen.spans == []
-        (duration, *_) = seen.exchange.points(0)
+        (duration, *_) = seen.exchange.points(0, seen.host.views[0])
     assert (duration.name, duration.counts.sum()) == ("http.server.request.duration", 1)
 
 
@@ -810,7 +810,7 @@ def test_a_clients_own_sdk_is_not_repeated(app, trace, backend):
         assert client.line() == "done"
         seen.settle()
         assert seen.spans == []
-        (duration, *_) = seen.exchange.points(0)
+        (duration, *_) = seen.exchange.points(0, seen.host.views[0])
     assert duration.counts.sum() == 1
 
 
