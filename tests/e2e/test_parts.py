@@ -55,7 +55,7 @@ def send_metrics(endpoint):
 def test_collector_writes_spans(collector):
     trace_id = send_span(collector.endpoint)
 
-    inner, outer = collector.spans()
+    inner, outer = collector.spans("tests.scope")
     assert (outer.name, outer.kind, outer.status, outer.scope) == ("outer", Kind.SERVER, Status.UNSET, "tests.scope")
     assert outer.trace_id == inner.trace_id == trace_id
     assert (inner.kind, inner.status, inner.parent_id) == (Kind.CLIENT, Status.ERROR, outer.span_id)
@@ -140,7 +140,7 @@ def test_part_with_a_wrong_checksum_is_refused(tmp_path):
     with repack(tmp_path / "p.tgz", otelcol=b"evil") as tar, pytest.raises(parts.PartError, match="has sha256"):
         parts._install(tar, "otelcol", tmp_path)
 
-    assert [path.name for path in tmp_path.iterdir()] == ["p.tgz"]
+    assert not (tmp_path / "otelcol").exists()
 
 
 def test_missing_part_says_what_to_do(tmp_path, monkeypatch):
