@@ -15,12 +15,9 @@ from numpy.typing import NDArray
 
 from otelbpf.model import Resource
 
-SLOTS = 1 << 16
-"""A power of two. An exchange is found until others take its slot: for about a second at 60,000 a second."""
-WAYS = 4
-"""Slots that an exchange may be in, taken in turn: with one, of a few hundred told at once some would share it."""
+KEPT = 1 << 16
+"""Exchanges that are found: those of about the last second at 60,000 a second."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_SHIFT = np.uint64(64 - (SLOTS // WAYS).bit_length() + 1)
 
 SEVERAL = -2
 NEAR_NS = np.uint64(10_000_000_000)
@@ -40,9 +37,10 @@ TOLD = np.dtype(
         ("role", np.uint8),
     ]
 )
-"""An exchange that was told. Times are CLOCK_MONOTONIC, flags OTLP Span.flags, and span_id is the parent for what
-happened during the exchange: our span, or the one of the SDK that owns it. This side sent the `sent` bytes that begin
-at TCP sequence number `send_seq`: the request of a client, the response of a server (`role`, enum exchange_role)."""
+"""What is known of an exchange that was told. Times are CLOCK_MONOTONIC, flags OTLP Span.flags, and span_id is the
+parent for what happened during the exchange: our span, or the one of the SDK that owns it. This side sent the `sent`
+bytes that begin at TCP sequence number `send_seq`: the request of a client, the response of a server (`role`, enum
+exchange_role)."""
 
 
 class Exchanges:
@@ -51,36 +49,49 @@ class Exchanges:
     def __init__(self) -> None:
         self.wanted = False
         """Set by a probe that asks: without one nothing is remembered."""
-        self._told = np.zeros(0, TOLD)
+        self._told: NDArray[Any] = np.zeros(0, TOLD)
+        self._key = np.zeros(0, np.uint64)
         self._resource = np.empty(0, np.object_)
-        self._turn = np.zeros(0, np.uint8)
+        self._next = 0
 
-    def remember(self, told: NDArray[Any], resources: NDArray[np.object_]) -> None:
-        """Take (n,) `TOLD` and the Resource of each; cookies are never 0."""
+    def remember(self, rows: NDArray[Any], foreign: NDArray[np.bool_], resources: NDArray[np.object_]) -> None:
+        """Take (n,) exchanges and the Resource of each.
+
+        Args:
+            rows: They have the fields of `TOLD`, maybe more, and `parent_id`; always the same. Cookies are never 0.
+            foreign: (n,) true where an SDK owns the span: then that one is `parent_id`.
+        """
         if not len(self._told):
-            self._told = np.zeros(SLOTS, TOLD)
-            self._resource = np.empty(SLOTS, np.object_)
-            self._turn = np.zeros(SLOTS // WAYS, np.uint8)
-        first = _first_slots(told["cookie"], told["number"])
-        order = np.argsort(first, kind="stable")
-        sets, where = first[order] // WAYS, np.arange(len(first))
-        new = np.append(True, sets[1:] != sets[:-1])
-        turn = np.empty(len(first), np.intp)
-        turn[order] = self._turn[sets] + where - np.maximum.accumulate(np.where(new, where, 0))
-        slots = first + turn % WAYS
-        np.add.at(self._turn, sets, np.uint8(1))
-        self._told[slots] = told
-        self._resource[slots] = resources
+            self._told, self._key = np.zeros(KEPT, rows.dtype), np.zeros(KEPT, np.uint64)
+            self._resource = np.empty(KEPT, np.object_)
+        key = _key(rows["cookie"], rows["number"])
+        any_foreign = bool(foreign.any())
+        at = 0
+        while at < len(rows):  # more than once where the oldest are overwritten from the beginning on
+            n = min(len(rows) - at, KEPT - self._next)
+            here, these = slice(self._next, self._next + n), slice(at, at + n)
+            self._told[here], self._key[here], self._resource[here] = rows[these], key[these], resources[these]
+            if any_foreign:
+                self._told["span_id"][here][foreign[these]] = rows["parent_id"][these][foreign[these]]
+            self._next = (self._next + n) % KEPT
+            at += n
 
     def find(self, cookie: NDArray[Any], number: NDArray[Any]) -> NDArray[np.intp]:
-        """Positions of exchanges for `told` and `resources`, valid until the next are remembered; -1: not known."""
-        if not len(self._told):
-            return np.full(len(cookie), -1, np.intp)
-        first, found = _first_slots(cookie, number), np.full(len(cookie), -1, np.intp)
-        cookies, numbers = self._told["cookie"], self._told["number"]
-        for way in range(WAYS):
-            found[(cookies[first + way] == cookie) & (numbers[first + way] == number) & (cookie != 0)] = way
-        return np.where(found < 0, -1, first + found)
+        """Positions of exchanges for `told` and `resources`, valid until the next are remembered; -1: not known.
+
+        Made for few questions at a time: remembering is what happens for every exchange, and costs next to nothing.
+        """
+        found = np.full(len(cookie), -1, np.intp)
+        if not len(self._told) or not len(cookie):
+            return found
+        asked, which = np.unique(_key(cookie, number), return_inverse=True)
+        place = np.minimum(np.searchsorted(asked, self._key), len(asked) - 1)
+        hits = np.flatnonzero(asked[place] == self._key)
+        answer = np.full(len(asked), -1, np.intp)
+        answer[place[hits]] = hits
+        found = answer[which]
+        there = self._told[found]
+        return np.where((there["cookie"] == cookie) & (there["number"] == number) & (cookie != 0), found, -1)
 
     def find_sent(
         self, cookie: NDArray[Any], seq: NDArray[Any], end_seq: NDArray[Any], at_ns: NDArray[Any]
@@ -112,7 +123,7 @@ class Exchanges:
         return found
 
     def told(self, positions: NDArray[np.intp]) -> NDArray[Any]:
-        """(n,) `TOLD` at positions that were found."""
+        """(n,) with the fields of `TOLD`, at positions that were found."""
         return self._told[positions]
 
     def resources(self, positions: NDArray[np.intp]) -> Sequence[Resource]:
@@ -126,7 +137,6 @@ def _before(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
     return earlier
 
 
-def _first_slots(cookie: NDArray[Any], number: NDArray[Any]) -> NDArray[np.intp]:
-    # Fibonacci hashing (Knuth 6.4): neighbours in number, which are the rule, get slots far apart.
-    mixed: NDArray[np.uint64] = (cookie.astype(np.uint64) * _GOLDEN + number.astype(np.uint64)) * _GOLDEN
-    return (mixed >> _SHIFT).astype(np.intp) * WAYS
+def _key(cookie: NDArray[Any], number: NDArray[Any]) -> NDArray[np.uint64]:
+    key: NDArray[np.uint64] = cookie.astype(np.uint64) * _GOLDEN + number.astype(np.uint64)
+    return key

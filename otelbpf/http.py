@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from otelbpf import __version__
 from otelbpf.aggregate import Histogram, SeriesTable
 from otelbpf.buckets import Spans
-from otelbpf.correlate import TOLD
 from otelbpf.model import Points, Resource, Scope, SpanBatch, SpanShape, View
 from otelbpf.native.assembler import UNKNOWN, Assembler, Seeds
 from otelbpf.probe import Context
@@ -219,17 +218,14 @@ class HttpMapping:
             meter.record(self.series[these["shape"]], these, spans)
 
     def _remember(self, rows: NDArray[Any], ours: NDArray[np.bool_]) -> None:
-        told = np.empty(len(rows), TOLD)
-        for name in TOLD.names or ():
-            told[name] = rows[name]
-        told["span_id"][~ours] = rows["parent_id"][~ours]
         resources = self.resource[rows["shape"]]
-        self.context.exchanges.remember(told, resources)
+        self.context.exchanges.remember(rows, ~ours, resources)
         for i in np.flatnonzero(rows["parts"] > 1):  # cut by the kernel where HTTP does not cut: few
-            parts = np.repeat(told[i : i + 1], rows["parts"][i] - 1)
+            parts = np.repeat(rows[i : i + 1], rows["parts"][i] - 1)
             parts["number"] += np.arange(1, len(parts) + 1, dtype=np.uint32)
             parts["sent"] = 0  # the first one counts all of it
-            self.context.exchanges.remember(parts, np.repeat(resources[i : i + 1], len(parts)))
+            n = len(parts)
+            self.context.exchanges.remember(parts, np.repeat(~ours[i], n), np.repeat(resources[i : i + 1], n))
 
     def _ours(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
         """Rows whose span nobody else reports.
