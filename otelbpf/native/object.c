@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* libbpf, as far as we need it: objects, constants, programs, rings, maps. */
+/* libbpf, as far as we need it: objects, constants, programs, maps. */
 #include <errno.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -14,7 +14,7 @@
 
 #include "shim.h"
 
-enum { MAX_LINKS = 128, LOG_SIZE = 1 << 16, RECORD_HEADER = 8 };
+enum { MAX_LINKS = 128, LOG_SIZE = 1 << 16 };
 
 static char log_text[LOG_SIZE];
 static size_t log_len;
@@ -361,70 +361,4 @@ int otb_map_set(int fd, const void *key, const void *value)
 int otb_map_delete(int fd, const void *key)
 {
 	return bpf_map_delete_elem(fd, key);
-}
-
-struct otb_ring {
-	struct ring_buffer *rb;
-	uint32_t len, capacity, largest;
-	int full;
-	uint8_t buf[];
-};
-
-/*
- * libbpf has already moved the consumer past a record when it calls us, even if
- * we then return an error (ringbuf_process_ring() in libbpf's src/ringbuf.c).
- * So: store first, and stop afterwards, while the largest record still fits.
- */
-static int store(void *ctx, void *data, size_t size)
-{
-	struct otb_ring *ring = ctx;
-	uint32_t header[2] = { (uint32_t)size, 0 };
-
-	memcpy(ring->buf + ring->len, header, RECORD_HEADER);
-	memcpy(ring->buf + ring->len + RECORD_HEADER, data, size);
-	ring->len += RECORD_HEADER + (((uint32_t)size + 7) & ~7u);
-	ring->full = ring->capacity - ring->len < ring->largest;
-	return ring->full ? -EAGAIN : 0;
-}
-
-otb_ring *otb_ring_new(int map_fd, uint32_t capacity, uint32_t largest)
-{
-	otb_ring *ring = malloc(sizeof(*ring) + capacity);
-
-	if (!ring)
-		return NULL;
-	ring->capacity = capacity;
-	ring->largest = RECORD_HEADER + ((largest + 7) & ~7u);
-	ring->len = 0;
-	ring->full = 0;
-	ring->rb = ring_buffer__new(map_fd, store, ring, NULL);
-	if (!ring->rb) {
-		int err = errno;
-
-		free(ring);
-		errno = err;
-		return NULL;
-	}
-	return ring;
-}
-
-int otb_ring_fd(otb_ring *ring)
-{
-	return ring_buffer__epoll_fd(ring->rb);
-}
-
-const uint8_t *otb_ring_drain(otb_ring *ring, uint32_t *len, int *more)
-{
-	ring->len = 0;
-	ring->full = 0;
-	ring_buffer__consume(ring->rb); /* -EAGAIN says what *more* says */
-	*len = ring->len;
-	*more = ring->full;
-	return ring->buf;
-}
-
-void otb_ring_free(otb_ring *ring)
-{
-	ring_buffer__free(ring->rb);
-	free(ring);
 }
