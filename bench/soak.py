@@ -82,7 +82,7 @@ class Soaked(NamedTuple):
 def soak(server: Nginx, to: Receiver, rate: int, minutes: float) -> Soaked:
     seconds = minutes * 60
     answered_from = server.requests()
-    with agent(to, "--port", str(server.port)) as running:
+    with agent(to, "--pid", str(server.pid)) as running:
         cpu_s, began_s = running.cpu_s(), time.monotonic()
         samples, spans, late_s = [], 0, 0.0
         with loading(server.port, int(seconds) + 60, rate // (1000 // DELAY_MS), DELAY_MS) as load:

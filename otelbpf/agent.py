@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from selectors import EVENT_READ, DefaultSelector
 from threading import Event
 from typing import Any
@@ -25,7 +26,7 @@ from otelbpf.identity import agent_resource
 from otelbpf.kernel import Host
 from otelbpf.model import Temporality, View
 from otelbpf.native import features, privileges
-from otelbpf.native.object import enable_stats, program_times
+from otelbpf.native.object import enable_stats, program_times, trim
 from otelbpf.otlp.encode import SpanEncoder
 from otelbpf.otlp.metrics import encode_metrics
 from otelbpf.otlp.output import OtlpOutput, Output
@@ -93,19 +94,20 @@ def run(
         host.follow_sockets = any(probe.sockets for probe in enabled(config))
         context: Any = RecordedHost(host, recording) if recording else host
         running = open_probes(config, context, stack)
-        # Threads have what the one has that makes them, so: before there is any. gRPC's, which talk to the network,
-        # can then do nothing that matters.
+        outputs = [
+            files.get(where) or privileges.apart(partial(open_output, where, config, stack)) for where in config.outputs
+        ]
         privileges.keep(
-            [*privileges.LOOKING, *(each for probe in PROBES for each in probe.keeps)],
+            [*privileges.LOOKING, *(each for probe in enabled(config) for each in probe.keeps)],
             lambda: [host.tally(), *(each.tally() for each in running.values())],
         )
-        outputs = [files.get(where) or open_output(where, config, stack) for where in config.outputs]
+        trim()
         agent = Agent(config, context, running, outputs)
         if recording:
             recording.answer("agent", (agent.resource, agent.start_ns))
         agent.notify, agent.reread, agent.argv = notify, reread, argv
         if any(sockets):
-            stack.callback(Doors(agent.questions, *sockets).close)
+            stack.callback(privileges.apart(partial(Doors, agent.questions, *sockets)).close)
         to = [_where(config)] if config.outputs else []
         to += [f"the recording {recording.path}"] if recording else []
         said = f"tracing {_what(config, argv)}; to {', '.join(to)}"

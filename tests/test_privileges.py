@@ -21,6 +21,7 @@ __all__ = ["agent", "leaves_nothing", "server"]
 pytestmark = pytest.mark.kernel
 
 LOOKING = privileges.bits(privileges.LOOKING)
+ATTACHING = privileges.bits(privileges.ATTACHING)
 
 
 def as_nobody(*names):
@@ -37,10 +38,17 @@ def threads(pid):
         yield dict(line.split(":", 1) for line in lines)
 
 
-def capability_sets(pid):
+def capability_sets(pid, *, main):
+    """(effective, permitted, no new privileges) of the main thread or of all others."""
     return {
-        (each[which].strip(), each["NoNewPrivs"].strip()) for each in threads(pid) for which in ("CapEff", "CapPrm")
+        tuple(each[field].strip() for field in ("CapEff", "CapPrm", "NoNewPrivs"))
+        for each in threads(pid)
+        if (each["Pid"].strip() == str(pid)) is main
     }
+
+
+def only(caps):
+    return {(f"{caps:016x}", f"{caps:016x}", "1")}
 
 
 @pytest.fixture
@@ -53,16 +61,33 @@ def work():
 # ---- giving up ------------------------------------------------------------------------------------
 
 
-def test_root_keeps_what_it_needs_to_look_at_processes_and_nothing_else(agent, server, tmp_path):
+@pytest.fixture
+def nothing_later(tmp_path):
+    """A configuration in which no probe attaches anything once it runs."""
+    path = tmp_path / "nothing-later.yaml"
+    path.write_text("probes: {cuda: {enabled: false}}")
+    return path
+
+
+def test_root_keeps_what_it_needs_to_look_at_processes_and_nothing_else(agent, server, nothing_later, tmp_path):
     pid, port = server
-    running = agent("--pid", pid, f"--output=file:{tmp_path}/o", "--output=otlp")
+    running = agent("-c", nothing_later, "--pid", pid, f"--output=file:{tmp_path}/o", "--output=otlp")
     running.says("tracing")
     get(port, 11)
-    assert capability_sets(running.process.pid) == {(f"{LOOKING:016x}", "1")}
+    assert capability_sets(running.process.pid, main=True) == only(LOOKING)
+    assert capability_sets(running.process.pid, main=False) == only(LOOKING)
     ambient = {each["CapAmb"].strip() for each in threads(running.process.pid)}
     assert ambient == {"0" * 16}
     assert running.stop(10) == 0
     assert len(spans_in(tmp_path / "o")) == 11
+
+
+def test_a_probe_that_attaches_later_keeps_what_that_takes_in_the_main_thread_alone(agent, server):
+    running = agent("--pid", server[0], "--output=otlp")
+    running.says("tracing")
+    assert capability_sets(running.process.pid, main=True) == only(LOOKING | ATTACHING)
+    assert capability_sets(running.process.pid, main=False) == only(LOOKING)
+    assert len(list(threads(running.process.pid))) > 4
 
 
 def test_a_command_keeps_what_it_would_have_had(tmp_path):
@@ -116,10 +141,12 @@ def test_a_kernel_that_asks_for_more_at_each_call_gets_it(failures, said):
 
 
 @pytest.mark.usefixtures("leaves_nothing")
-def test_an_unprivileged_user_with_four_capabilities_traces_somebody_else(agent, server, work):
+def test_an_unprivileged_user_with_four_capabilities_traces_somebody_else(agent, server, nothing_later, work):
     """With a status socket and a file of its own; the process is root's."""
     pid, port = server
     running = agent(
+        "-c",
+        nothing_later,
         "--pid",
         pid,
         f"--output=file:{work}/o",
@@ -128,7 +155,7 @@ def test_an_unprivileged_user_with_four_capabilities_traces_somebody_else(agent,
     )
     running.says("tracing")
     get(port, 11)
-    assert capability_sets(running.process.pid) == {(f"{LOOKING:016x}", "1")}
+    assert capability_sets(running.process.pid, main=True) == only(LOOKING)
     status = subprocess.run(
         [sys.executable, "-m", "otelbpf", "status"],
         env=environment(RUNTIME_DIRECTORY=f"{work}/run"),
@@ -158,7 +185,8 @@ def test_two_capabilities_trace_a_process_of_ones_own(agent, server, work):
     )
     running.says("tracing")
     get(port, 11)
-    assert capability_sets(running.process.pid) == {("0" * 16, "1")}
+    assert capability_sets(running.process.pid, main=True) == only(ATTACHING)
+    assert capability_sets(running.process.pid, main=False) == only(0)
     assert running.stop(10) == 0
     assert len(spans_in(work / "o")) == 11
 

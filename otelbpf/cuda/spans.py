@@ -135,6 +135,8 @@ class Spans:
 
     def feed(self, calls: NDArray[Any], *, last: bool) -> Iterator[SpanBatch]:
         """Map what was drained, and what of what was held has been told or has waited too long."""
+        if not len(calls) and not len(self.held):
+            return  # nearly always
         now_ns = self.context.monotonic_ns()
         calls = np.concatenate([self.held, calls])
         kernel = np.concatenate([self._held_kernel, self._kernels_of(calls[len(self.held) :])])

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* libbpf, as far as we need it: objects, constants, programs, maps. */
 #include <errno.h>
+#include <malloc.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -60,6 +61,11 @@ void otb_log_clear(void)
 uint32_t otb_libbpf_version(void)
 {
 	return libbpf_major_version() << 16 | libbpf_minor_version();
+}
+
+void otb_trim(void)
+{
+	malloc_trim(0);
 }
 
 struct otb_object {

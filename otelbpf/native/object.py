@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from weakref import WeakSet
@@ -192,6 +193,11 @@ def enable_stats() -> int:
     return fd
 
 
+def trim() -> None:
+    """Give the memory back that loading took; the heap would keep it."""
+    lib.otb_trim()
+
+
 def program_times() -> Mapping[str, ProgramTime]:
     """`Object.times` of everything that is loaded."""
     return {name: time for each in _loaded for name, time in each.times().items()}
@@ -311,19 +317,12 @@ class Ring:
 
     def events(self, layout: DType) -> NDArray[Any]:
         """Everything committed since the last call, for a ring whose records are all one struct. A copy."""
-        framed = np.dtype(
-            {
-                "names": ["event"],
-                "formats": [layout],
-                "offsets": [FRAME],
-                "itemsize": FRAME + -(-layout.itemsize // 8) * 8,
-            }
-        )
         parts, more = [], True
         while more:
             start, size, more = self.drain()
-            parts.append(np.frombuffer(bytes(ffi.buffer(start, size)), framed)["event"])
-        return np.concatenate(parts)
+            if size:
+                parts.append(np.frombuffer(bytes(ffi.buffer(start, size)), _framed(layout))["event"])
+        return np.concatenate(parts) if parts else np.empty(0, layout)
 
     def close(self) -> None:
         if self._ptr != ffi.NULL:
@@ -364,6 +363,19 @@ def frames(records: bytes) -> Iterator[bytes]:
 def framed(record: bytes) -> bytes:
     """A record as `Ring.drain` returns it."""
     return len(record).to_bytes(FRAME, "little") + record + bytes(-len(record) % 8)
+
+
+@lru_cache
+def _framed(layout: DType) -> DType:
+    """An event behind its frame."""
+    return np.dtype(
+        {
+            "names": ["event"],
+            "formats": [layout],
+            "offsets": [FRAME],
+            "itemsize": FRAME + -(-layout.itemsize // 8) * 8,
+        }
+    )
 
 
 def _log() -> str:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable
-from typing import NamedTuple
+from threading import Thread
+from typing import NamedTuple, TypeVar
 
 from otelbpf.errors import LoadError
 from otelbpf.native._shim import lib
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Capability(NamedTuple):
@@ -67,6 +69,30 @@ def names(caps: int) -> list[str]:
     found = [name for bit, name in known if caps >> bit & 1]
     others = (caps & ~bits(CAPABILITIES)).bit_count()
     return [*found, *([f"{others} more"] if others else [])]
+
+
+def apart(make: Callable[[], T]) -> T:
+    """Return what *make* makes, in a thread that can only look at processes, as can all threads that come of it.
+
+    A thread has what the one had that made it. So those that talk to the network have no way to a BPF program,
+    whatever this one still has.
+    """
+    made: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            keep(LOOKING, lambda: None)
+            made.append(make())
+        except BaseException as e:  # noqa: BLE001 - it is raised again
+            failed.append(e)
+
+    thread = Thread(target=run, name="apart")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return made[0]
 
 
 def keep(wanted: Collection[str], works: Callable[[], object]) -> None:

@@ -15,6 +15,7 @@ void otb_init(void);       /* once, before anything else */
 const char *otb_log(void); /* everything said since otb_log_clear() */
 void otb_log_clear(void);
 uint32_t otb_libbpf_version(void); /* major << 16 | minor */
+void otb_trim(void);               /* give back what loading took: the kernel's BTF, and more */
 
 otb_object *otb_open(const char *path);              /* NULL: not a BPF object; see errno */
 const void *otb_btf(otb_object *obj, uint32_t *len); /* lives as long as obj */

@@ -23,6 +23,7 @@ from otelbpf.native._shim import lib
 from otelbpf.native.features import Feature, refusal
 from otelbpf.native.layout import dtype
 from otelbpf.native.object import Object, map_delete, map_entries, map_get, map_set, uprobe_multi
+from otelbpf.native.privileges import ATTACHING
 from otelbpf.probe import Context, Probe, Running, Tally
 
 log = logging.getLogger(__name__)
@@ -273,4 +274,4 @@ def check() -> list[Feature]:
     return [Feature("cuda", ok=True, detail=f"loads and attaches; {how}", needed=False)]
 
 
-PROBE = Probe("cuda", CudaConfig, opened, check)
+PROBE = Probe("cuda", CudaConfig, opened, check, keeps=ATTACHING)
