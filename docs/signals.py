@@ -29,6 +29,7 @@ import numpy as np
 from otelbpf import tcp, telemetry
 from otelbpf.aggregate import OVERFLOW
 from otelbpf.config import Export
+from otelbpf.cuda import memory, metrics
 from otelbpf.cuda import spans as cuda
 from otelbpf.cuda.apis import APIS
 from otelbpf.cuda.names import Kernel
@@ -219,6 +220,7 @@ class Signals:
     described: list[Described] = field(default_factory=list)
     episodes: list[SpanShape] = field(default_factory=list)
     calls: list[SpanShape] = field(default_factory=list)
+    cuda: list[Points] = field(default_factory=list)
     metrics: list[tuple[Points, Role | None]] = field(default_factory=list)
     """With the role whose exchanges it counts; None: the agent's own."""
     process: Resource = field(default_factory=lambda: Resource({}))
@@ -247,6 +249,7 @@ def signals() -> Signals:
         for histogram in meter.histograms:
             histogram.record(np.zeros(1, np.int64), np.zeros(1), 1)
             seen.metrics.append((histogram.points(meter.table, 0), role))
+    seen.cuda = list(cuda_points(seen.process))
     tallies = {"process": tally(Host), **{name: tally(owner) for name, owner in RUNNING.items()}}
     account = telemetry.Account(
         tallies,
@@ -311,6 +314,25 @@ def calls() -> Iterator[SpanShape]:
         )
 
 
+def cuda_points(process: Resource) -> Iterator[Points]:
+    """Every metric of CUDA, of one call of each function, well and failed."""
+    context: Any = SimpleNamespace(
+        max_series=1000, now_ns=lambda: 0, resource=lambda *_: process, living=lambda: {process}
+    )
+    keys = np.zeros(2 * len(APIS), metrics.KEY)
+    keys["api"], keys["error"] = np.arange(len(keys)) // 2, np.arange(len(keys)) % 2 * 719
+    counts = np.zeros(len(keys), metrics.COUNT)
+    counts["bytes"] = 1
+    copies = np.zeros(1, metrics.SIZE_KEY), np.zeros(1, metrics.SIZES)
+    copies[0]["kind"] = 1
+    yield from metrics.Metrics(context, lambda *_: Kernel("name", "symbol")).points((keys, counts), copies, 0)
+    sites = np.zeros(2, memory.SITE_KEY)
+    sites["api"] = [[each.name for each in APIS].index(name) for name in ("cudaMalloc", "cudaHostAlloc")]
+    held = memory.Memory(context, lambda *_: "place", 1)
+    held.leaking[0, 0, 1, 0] = memory.Leak((0, 0, 1, 0), 1, 1)
+    yield from held.points(sites, np.zeros(2, memory.SITE), 0)
+
+
 def tally(owner: type) -> Tally:
     """Return a tally with every reason and kind that *owner* counts; no kernel is asked."""
     kernel = SimpleNamespace(counter=lambda _: 0)
@@ -319,7 +341,7 @@ def tally(owner: type) -> Tally:
     http = SimpleNamespace(assembler=assembler, omitted=dict.fromkeys(OMITTED, 0))
     mapping = SimpleNamespace(told=0, omitted=dict.fromkeys(tcp.OMITTED, 0))
     cuda_spans = SimpleNamespace(omitted=dict.fromkeys(cuda.OMITTED, 0), parents_missed=0)
-    stub = SimpleNamespace(kernel=kernel, object=kernel, http=http, mapping=mapping, spans=cuda_spans, full=lambda: 0)
+    stub = SimpleNamespace(kernel=kernel, object=kernel, http=http, mapping=mapping, spans=cuda_spans)
     result: Tally = owner.tally(stub)  # type: ignore[attr-defined]
     return result
 
@@ -367,6 +389,9 @@ def golden(seen: Signals) -> str:
             lines.append(f"metric-attribute {points.name} {key}")
             if role is None:
                 lines += [f"value {points.name} {key}={value}" for value in values(points, key)]
+    for points in seen.cuda:
+        lines.append(f"metric {points.name} {points.unit}")
+        lines += [f"metric-attribute {points.name} {key}" for key in metric_attributes(points, [])]
     lines += [f"metric-attribute http.*.* {key}" for key in OVERFLOW]
     lines += [f"resource {key}" for key in {*seen.process.attributes, *seen.agent.attributes}]
     lines += [f"scope {scope}" for scope in {SCOPE.name, tcp.SCOPE.name, cuda.SCOPE.name, telemetry.SCOPE.name}]
@@ -381,6 +406,7 @@ def page(seen: Signals) -> str:
                 *tcp_spans(seen),
                 *cuda_spans(seen),
                 *http_metrics(seen),
+                *cuda_metrics(seen),
                 *own_metrics(seen),
                 *resources(seen),
             ]
@@ -483,6 +509,32 @@ because its traceparent says so, or because an SDK reports it, is counted all th
             buckets.setdefault(tuple(map(exactly, points.bounds)), []).append(points.unit)
     yield "Upper bounds of the buckets, each included in its bucket:"
     yield "\n".join(f"- in `{units[0]}`: {'; '.join(bounds)}" for bounds, units in buckets.items())
+
+
+CUDA_METRICS: Mapping[str, str] = {
+    "cuda.allocation.site": "the function that called, if it is known",
+    "cuda.api.name": "the function",
+    "cuda.kernel.name": "as on spans; left out of a kernel without a name",
+    "cuda.memcpy.kind": "as on spans",
+    "cuda.memory.type": "`device`, `managed`, `host`",
+    "error.type": "the name of the cudaError",
+}
+
+
+def cuda_metrics(seen: Signals) -> Iterator[str]:
+    yield f"""## CUDA metrics
+
+Scope `{cuda.SCOPE.name}`. Counted in the kernel, whatever became a span: cumulative sums and histograms of explicit
+buckets, and gauges, for each process. Launches captured into a graph are not in `gpu.cuda.kernel.launch.calls`.
+Series beyond `metrics.max_series` of one process are counted with `otel.metric.overflow=true`."""
+    rows = []
+    for points in seen.cuda:
+        keys = ", ".join(f"`{key}`" for key in metric_attributes(points, [])) or "none"
+        rows.append((f"`{points.name}`", f"`{points.unit}`", points.description, keys))
+    yield table(("Metric", "Unit", "What it is", "Attributes"), rows)
+    keys = sorted({key for points in seen.cuda for each in points.attributes for key in each})
+    yield table(("Attribute", "Value"), [(f"`{key}`", known(CUDA_METRICS, key, "CUDA_METRICS")) for key in keys])
+    unused(CUDA_METRICS, keys, "CUDA_METRICS")
 
 
 def own_metrics(seen: Signals) -> Iterator[str]:

@@ -172,7 +172,8 @@ class HistogramPoints:
     """One explicit-bucket histogram metric: m series of one scope.
 
     Bucket i counts values in (bounds[i-1], bounds[i]]: OTLP includes the upper
-    bound. `min` and `max` are left out for a series whose count is 0.
+    bound. `min` and `max` are left out where `mins` is more than `maxs`: of a
+    series that has counted nothing, or does not know.
     """
 
     scope: Scope

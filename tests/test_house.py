@@ -28,15 +28,15 @@ FLOORS = (
     {"record"},
     {"kernel", "probes", "telemetry", "health", "service", "status"},
     {"http", "tcp", "cuda"},
-    {"capture", "probe", "selection"},
+    {"capture", "probe"},
     {"aggregate", "command", "correlate", "identity", "native", "otlp", "protocols", "tape"},
     {"buckets"},
-    {"config", "model", "procfs"},
+    {"config", "model"},
     {"errors"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Both read a constant or fill a struct of the headers, and call nothing.
-SHIM_USERS = {"kernel.py", "probes/cuda.py", "probes/exchange.py", "probes/tcp.py"}
+SHIM_USERS = {"cuda/metrics.py", "kernel.py", "probes/cuda.py", "probes/exchange.py", "probes/tcp.py"}
 
 PROBES_KNOW = {"aggregate", "buckets", "capture", "correlate", "errors", "model", "native", "probe", "protocols"}
 PROBES_KNOW |= {"cuda", "http", "tcp"}  # mappings

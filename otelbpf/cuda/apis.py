@@ -60,6 +60,11 @@ class Api:
     def driver(self) -> bool:
         return not self.name.startswith("cuda")
 
+    @property
+    def memory(self) -> str:
+        """Which memory it allocates."""
+        return "host" if self.flags & HOST else "managed" if self.name.endswith("Managed") else "device"
+
 
 def _runtime() -> Iterator[Api]:
     f = Family

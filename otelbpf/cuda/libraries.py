@@ -78,7 +78,7 @@ class Libraries:
         """Attach to what *pid* maps now, and detach from what nobody maps any more; whether that has changed."""
         mappings = _mappings(pid)
         if mappings is None:
-            return self.forget(pid)
+            return False  # it has ended: its exit will be told
         first = {each.file: each for each in reversed(mappings)}
         files = frozenset(file for file, mapping in first.items() if self._provider(pid, mapping))
         before = self.users[pid].files if pid in self.users else frozenset()
@@ -106,6 +106,10 @@ class Libraries:
             if file in self.attached:
                 self.attached[file].users.add(child)
         return True
+
+    def busy(self) -> bool:
+        """Whether anybody uses CUDA."""
+        return bool(self.attached)
 
     def forget(self, pid: int) -> bool:
         user = self.users.pop(pid, None)

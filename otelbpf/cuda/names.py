@@ -8,7 +8,7 @@ then its files do, and its memory (`recover`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -77,6 +77,12 @@ class Names:
         """It maps other files: what had no name may have one."""
         if (process := self._processes.get(pid)) is not None:
             process.known.clear()
+
+    def end(self, pid: int, functions: Iterable[int]) -> None:
+        """The process has ended: only what was counted of it is still to be named."""
+        if pid in self._processes:
+            known = {function: self.kernel(pid, function) for function in functions}
+            self._processes[pid] = _Process(known=known)
 
     def forget(self, pid: int) -> None:
         self._processes.pop(pid, None)

@@ -165,7 +165,8 @@ class _Code:
         if handles:
             functions[GET_KERNEL] = Counter(call.target for call in getters).most_common(1)[0][0]
         if launches:
-            functions[LAUNCH] = self._behind_jump(launches.most_common(1)[0][0])
+            called = launches.most_common(1)[0][0]
+            functions[LAUNCH] = self._launch(called) if handles else called
         return Recovered(names, handles, functions)
 
     def _guesses(self) -> Iterator[_Call]:
@@ -187,15 +188,28 @@ class _Code:
             for i in np.flatnonzero(near)[:MAX_GUESSES].tolist():
                 yield self._call(base, code, int(calls[i]), int(targets[i]))
 
-    def _behind_jump(self, address: int) -> int:
-        """__cudaLaunchKernel is `push %rbp; mov %rsp,%rbp; pop %rbp; jmp cudaLaunchKernel`."""
+    def _launch(self, address: int) -> int:
+        """The function behind __cudaLaunchKernel, which other launches call, too.
+
+        That one is `push %rbp; mov %rsp,%rbp; pop %rbp; jmp cudaLaunchKernel`; in code that is not optimised
+        it is called from a small function around it.
+        """
+        if target := self._jump(address):
+            return target
         offset = self.elf.offset(address)
-        if offset is None:
-            return address
-        head = self.elf.data[offset : offset + 16]
-        if match := re.match(rb"(?:\xf3\x0f\x1e\xfa)?(?:\x55\x48\x89\xe5\x5d)?\xe9(.{4})", head, re.DOTALL):
-            return address + match.end() + int.from_bytes(match[1], "little", signed=True)
+        head = self.elf.data[offset : offset + 2 * WINDOW] if offset is not None else b""
+        for match in re.finditer(rb"\xe8(.{4})", head, re.DOTALL):
+            called = address + match.end() + int.from_bytes(match[1], "little", signed=True)
+            if self.elf.executable(called) and (target := self._jump(called)):
+                return target
         return address
+
+    def _jump(self, address: int) -> int:
+        """Where the code there jumps at once; 0: it does not."""
+        offset = self.elf.offset(address)
+        head = self.elf.data[offset : offset + 16] if offset is not None else b""
+        match = re.match(rb"(?:\xf3\x0f\x1e\xfa)?(?:\x55\x48\x89\xe5\x5d)?\xe9(.{4})", head, re.DOTALL)
+        return address + match.end() + int.from_bytes(match[1], "little", signed=True) if match else 0
 
 
 def _displacements(code: NDArray[np.uint8], at: NDArray[np.intp]) -> NDArray[np.int64]:

@@ -156,7 +156,7 @@ def histogram_points(points: HistogramPoints) -> Iterator[HistogramDataPoint]:
         point.count = sum(counts)
         point.sum = total
         point.bucket_counts.extend(counts)
-        if point.count:
+        if low <= high:
             point.min, point.max = low, high
         yield point
 

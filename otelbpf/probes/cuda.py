@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 
 from otelbpf.cuda.apis import APIS
 from otelbpf.cuda.libraries import Libraries
+from otelbpf.cuda.memory import SITE, SITE_KEY, Memory
+from otelbpf.cuda.metrics import COUNT, KEY, SIZE_KEY, SIZES, Metrics, Reading, summed
 from otelbpf.cuda.names import Names
 from otelbpf.cuda.spans import CALL, Limits, Spans
 from otelbpf.cuda.stacks import Stacks
 from otelbpf.errors import LoadError
 from otelbpf.model import Points, SpanBatch, View
-from otelbpf.native._shim import lib
+from otelbpf.native._shim import ffi, lib
 from otelbpf.native.features import Feature, refusal
-from otelbpf.native.layout import dtype
+from otelbpf.native.layout import DType, dtype
 from otelbpf.native.object import Object, map_delete, map_entries, map_get, map_set, uprobe_multi
 from otelbpf.native.privileges import ATTACHING
 from otelbpf.probe import Context, Probe, Running, Tally
@@ -40,6 +42,10 @@ EVENTS = (
 API, NAME, PROCESS = (dtype(name) for name in ("cuda_api", "cuda_name", "cuda_process"))
 LOOK_AGAIN_NS = 50_000_000
 """A process is told of before it maps a file: what we saw later than this has the file in it."""
+LOOKS_PER_WINDOW = 8
+"""How often memory is looked at in a `leak_window_s`."""
+NOTHING: Reading = np.empty(0, KEY), np.empty(0, COUNT)
+NOTHING_COPIED: Reading = np.empty(0, SIZE_KEY), np.empty(0, SIZES)
 MIN_RING_BYTES, MAX_RING_BYTES = 4096, 1 << 30
 
 
@@ -55,6 +61,8 @@ class CudaConfig:
     """How long calls wait for the span of their request, which is told when its response is over."""
     max_held: int = 200_000
     """Calls that wait at a time, 128 bytes each; then the oldest are told without their request."""
+    leak_window_s: float = 60.0
+    """A place in a program leaks when in four such times it held more memory than ever before, and never less."""
     ring_bytes: int = 8 << 20
     """Ring buffer between kernel and agent; a power of two."""
 
@@ -64,6 +72,8 @@ class CudaConfig:
                 raise ValueError(f"{name}: want 1 or more, got {getattr(self, name)}")
         if self.hold_s < 0:
             raise ValueError(f"hold_s: want 0 or more, got {self.hold_s}")
+        if self.leak_window_s <= 0:
+            raise ValueError(f"leak_window_s: want more than 0, got {self.leak_window_s}")
         if self.ring_bytes < MIN_RING_BYTES or self.ring_bytes & (self.ring_bytes - 1):
             raise ValueError(f"ring_bytes: want a power of two of {MIN_RING_BYTES} or more, got {self.ring_bytes}")
         if self.ring_bytes > MAX_RING_BYTES:
@@ -87,12 +97,16 @@ class Cuda:
         except BaseException:
             self.object.close()
             raise
+        self._command = ffi.new("struct cuda_command *")
         self.rings = (self.calls, self.names_ring, self.processes)
         self.libraries = Libraries(self.object)
         self.names = Names(self._recover)
         self.stacks = Stacks(self.libraries, self._addresses)
         limits = Limits(config.batch_over, config.spans_per_s, int(config.hold_s * 1e9), config.max_held)
         self.spans = Spans(context, self.names.kernel, self._stack, limits)
+        self.metrics = Metrics(context, self.names.kernel)
+        self.memory = Memory(context, self._caller, int(config.leak_window_s * 1e9))
+        self._next_look_ns, self._look_every_ns = 0, int(config.leak_window_s * 1e9 / LOOKS_PER_WINDOW)
         self._again: dict[int, int] = {}
         """Processes to look at again: pid -> not before (CLOCK_MONOTONIC)."""
         context.outside("cuda: selected", self._look_at_all)
@@ -112,10 +126,14 @@ class Cuda:
             self.generation = self.context.generation
             self.spans.forget()
         yield from self.spans.feed(calls, last=last)
-        self._follow(processes[processes["kind"] == lib.CUDA_PROCESS_EXITED])
+        self._look_at_memory()
+        self._end(processes["pid"][processes["kind"] == lib.CUDA_PROCESS_EXITED].tolist())
 
-    def points(self, _time_ns: int, _view: View) -> Sequence[Points]:
-        return ()
+    def points(self, time_ns: int, _view: View) -> Sequence[Points]:
+        counts = self._read("cuda_counts", KEY, COUNT, per_cpu=True)
+        copies = self._read("cuda_copies", SIZE_KEY, SIZES, per_cpu=True)
+        points = [*self.metrics.points(counts, copies, time_ns), *self.memory.points(*self._sites(), time_ns)]
+        return [each for each in points if len(each.resources)]
 
     def tally(self) -> Tally:
         seen, lost = (
@@ -156,14 +174,9 @@ class Cuda:
             pid, kind = int(event["pid"]), event["kind"]
             if kind == lib.CUDA_PROCESS_FORKED:
                 parent = int(event["parent_pid"])
+                self.names.forget(pid)
                 if self._outside("fork", self.libraries.fork, parent, pid):
                     self.names.fork(parent, pid)
-            elif kind == lib.CUDA_PROCESS_EXITED:
-                self._outside("forget", self.libraries.forget, pid)
-                self.names.forget(pid)
-                self.stacks.forget(pid)
-                self._again.pop(pid, None)
-                look.discard(pid)
             else:
                 if kind == lib.CUDA_PROCESS_EXECED:
                     self.names.forget(pid)
@@ -173,6 +186,61 @@ class Cuda:
             if self._again.get(pid, 0) <= now_ns:
                 self._again.pop(pid, None)
             self._look(pid)
+
+    def _end(self, pids: Sequence[int]) -> None:
+        for pid in pids:
+            self._again.pop(pid, None)
+        # Also of those that nobody saw using CUDA: they were too quick.
+        if not pids or not self.context.outside("cuda: busy", self.libraries.busy):
+            return
+        counts, sizes = self.context.outside("cuda: ended", partial(self._take, pids)) or (NOTHING, NOTHING_COPIED)
+        self.metrics.ended(counts, sizes)
+        for pid in pids:
+            self.names.end(pid, counts[0]["function"][counts[0]["pid"] == pid].tolist())
+            self._outside("forget", self.libraries.forget, pid)
+            self.stacks.forget(pid)
+
+    def _take(self, pids: Sequence[int]) -> tuple[Reading, Reading]:
+        """Read what the kernel side knows of processes that have ended, and have it forget them."""
+        readings = []
+        for name, key, value in (("cuda_counts", KEY, COUNT), ("cuda_copies", SIZE_KEY, SIZES)):
+            keys, values = summed(*map_entries(self.object.map_fd(name), key, value, per_cpu=True))
+            mine = np.isin(keys["pid"], pids)
+            readings.append((keys[mine], values[mine]))
+            self._erase(name, keys[mine])
+        sites, _ = map_entries(self.object.map_fd("cuda_sites"), SITE_KEY, SITE)
+        self._erase("cuda_sites", sites[np.isin(sites["pid"], pids)])
+        for pid in pids:
+            self._command.pid = pid
+            self.object.run("cuda_forget", self._command)
+        return readings[0], readings[1]
+
+    def _erase(self, name: str, keys: NDArray[Any]) -> None:
+        for key in keys:
+            map_delete(self.object.map_fd(name), key.tobytes())
+
+    # ---- what the kernel side counts --------------------------------------------------------------
+
+    def _read(self, name: str, key: DType, value: DType, *, per_cpu: bool = False) -> Reading:
+        def find() -> Reading:
+            keys, values = map_entries(self.object.map_fd(name), key, value, per_cpu=per_cpu)
+            return summed(keys, values) if per_cpu else (keys, values)
+
+        return self.context.outside(f"cuda: {name}", find) or (np.empty(0, key), np.empty(0, value))
+
+    def _sites(self) -> Reading:
+        return self._read("cuda_sites", SITE_KEY, SITE)
+
+    def _look_at_memory(self) -> None:
+        now_ns = self.context.monotonic_ns()
+        if now_ns >= self._next_look_ns:
+            self._next_look_ns = now_ns + self._look_every_ns
+            self.memory.look(*self._sites(), now_ns)
+
+    def _caller(self, pid: int, stack: int) -> str:
+        return self._stack(pid, stack).partition("\n")[0] if stack else ""
+
+    # ---- processes, looked at ---------------------------------------------------------------------
 
     def _look(self, pid: int) -> None:
         if self._outside("look", self._look_now, pid):
@@ -184,8 +252,8 @@ class Cuda:
         return self.libraries.look(pid)
 
     def _look_at_all(self) -> None:
-        pids, rules = map_entries(self.context.kernel.map_fd("targets"), np.dtype("<u4"), np.dtype("<u4"))
-        for pid in pids[rules != 0].tolist():  # 0: excluded
+        keys, _ = map_entries(self.context.kernel.map_fd("targets"), np.dtype("<u4"), np.dtype("<u4"))
+        for pid in keys.tolist():
             self._look_now(pid)
 
     def _outside(self, what: str, find: Callable[..., Any], *of: int) -> Any:

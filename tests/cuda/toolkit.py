@@ -102,13 +102,25 @@ def made(name: str, sources: list[Path], command: list[str]) -> Path:
     return path
 
 
-def fake_cudart() -> Path:
-    """The folder of the fake libcudart.so.13."""
-    source, exports = HERE / "fake_cudart.c", HERE / "fake_cudart.map"
-    linker = ["-Wl,-soname,libcudart.so.13", f"-Wl,--version-script={exports}"]
-    flags = ["-shared", "-fPIC", "-O0", "-w", "-fcf-protection=none"]
-    command = ["gcc", *flags, *linker, str(source), "-o"]
-    return made("fake/libcudart.so.13", [source, exports], command).parent
+def _fake(stem: str, name: str, path: str, *flags: str) -> Path:
+    source, exports = HERE / f"{stem}.c", HERE / f"{stem}.map"
+    linker = [f"-Wl,-soname,{name}", f"-Wl,--version-script={exports}"]
+    command = ["gcc", "-shared", "-fPIC", "-O0", "-w", *(flags or ["-fcf-protection=none"]), *linker, str(source), "-o"]
+    return made(path, [source, exports], command).parent
+
+
+def fake_cudart(folder: str = "fake", name: str = "libcudart.so.13", *flags: str) -> Path:
+    """The folder of the fake runtime."""
+    return _fake("fake_cudart", "libcudart.so.13", f"{folder}/{name}", *flags)
+
+
+def fake_cuda() -> Path:
+    """The folder of the fake driver."""
+    return _fake("fake_cuda", "libcuda.so.1", "fake-driver/libcuda.so.1")
+
+
+def driver_program() -> Path:
+    return c_program("driver", str(fake_cuda() / "libcuda.so.1"))
 
 
 def program(name: str, *flags: str, source: str = "", cudart: str = "shared") -> Path:
@@ -118,6 +130,12 @@ def program(name: str, *flags: str, source: str = "", cudart: str = "shared") ->
     if nvcc().is_relative_to(parts()):
         compiler += ["-L", str(libraries())]
     return made(name, [path], [*compiler, str(path), "-o"])
+
+
+def c_program(name: str, *flags: str) -> Path:
+    """Compile tests/cuda/NAME.c, which needs no CUDA to be compiled."""
+    path = HERE / f"{name}.c"
+    return made(name, [path], ["gcc", "-O1", "-Wall", str(path), *flags, "-o"])
 
 
 def stripped(path: Path) -> Path:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from otelbpf.kernel import Host
+from otelbpf.model import View
 from otelbpf.probes.cuda import Cuda, CudaConfig
 from otelbpf.probes.exchange import Exchange, ExchangeConfig
 from tests.cuda import toolkit
@@ -177,3 +178,256 @@ def test_of_a_thousand_requests_on_eight_threads_none_is_given_the_calls_of_anot
         # each request asked for a grid of its own
         grids = {span["cuda.grid.x"] for span in mine if span["cuda.kernel.name"] == "vectorAdd"}
         assert grids == {int(request["url.path"].rpartition("/")[2])}
+
+
+# ---- names --------------------------------------------------------------------------------------
+
+LAUNCHED = Counter({"vectorAdd": 1, "(anonymous namespace)::hidden": 2, "model::softmax": 1})
+SYMBOLS = {"_Z9vectorAddPKfS0_Pfi", "_ZN5model7softmaxIdEEvNS_5layerIT_EE"}
+LEGACY = ("-D__NV_LEGACY_LAUNCH", "-Xcompiler", "-D__NV_LEGACY_LAUNCH")  # the launch code of CUDA 12 and before
+
+
+def flavour(name, *flags, cudart="shared", strip=False):
+    """launch.cu as it may come; the runtime is the fake one only if it is shared."""
+    path = toolkit.program(f"launch-{name}", *flags, source="launch", cudart=cudart)
+    return toolkit.stripped(path) if strip else path
+
+
+FLAVOURS = {
+    "shared": lambda: flavour("shared"),
+    "shared, optimised, stripped": lambda: flavour("optimised", "-O2", strip=True),
+    "at a fixed address": lambda: flavour("fixed", "-O2", "-Xcompiler", "-no-pie", "-Xlinker", "-no-pie"),
+    "fixed, stripped": lambda: flavour("fixed", "-O2", "-Xcompiler", "-no-pie", "-Xlinker", "-no-pie", strip=True),
+    "a stream per thread": lambda: flavour("threads", "-default-stream=per-thread"),
+    "as before CUDA 13": lambda: flavour("legacy", "-O2", *LEGACY),
+    "before CUDA 13, stripped": lambda: flavour("legacy", "-O2", *LEGACY, strip=True),
+    "compressed": lambda: flavour("compressed", "-Xfatbin", "-compress-all"),
+    "static": lambda: flavour("static", "-O2", cudart="static"),
+    "static, not optimised": lambda: flavour("static-O0", "-O0", cudart="static"),
+    "static, stripped": lambda: flavour("static", "-O2", cudart="static", strip=True),
+    "static, not optimised, stripped": lambda: flavour("static-O0", "-O0", cudart="static", strip=True),
+    "static, fixed, stripped": lambda: flavour("sf", "-O2", "-Xcompiler", "-no-pie", cudart="static", strip=True),
+    "static, before CUDA 13, stripped": lambda: flavour("sl", "-O2", *LEGACY, cudart="static", strip=True),
+    "static, a stream per thread": lambda: flavour("st", "-default-stream=per-thread", cudart="static"),
+}
+flavours = pytest.mark.parametrize("make", FLAVOURS.values(), ids=FLAVOURS)
+
+
+def check_names(spans, n):
+    launches = [span for span in spans if span["cuda.kernel.name"] or "Launch" in span.name]
+    assert Counter(span["cuda.kernel.name"] for span in launches) == Counter({k: n * v for k, v in LAUNCHED.items()})
+    symbols = {span["cuda.kernel.symbol"] for span in launches}
+    assert symbols > SYMBOLS
+    (hidden,) = symbols - SYMBOLS
+    assert hidden.startswith("_ZN")
+    assert "hiddenILi3EfEEvP" in hidden
+    assert {span["cuda.api.name"] for span in launches} == {"cudaLaunchKernel"}
+    first = next(span for span in launches if span["cuda.kernel.name"] == "vectorAdd")
+    grid = {key: value for key, value in first.attributes.items() if "grid" in key or "block" in key}
+    assert grid == dict(
+        zip(
+            [f"cuda.{what}.{axis}" for what in ("grid", "block") for axis in "xyz"],
+            (11, 12, 13, 21, 22, 2),
+            strict=True,
+        )
+    )
+    assert first["cuda.shared_memory.dynamic"] == 4096
+
+
+@flavours
+def test_kernels_have_names_however_they_were_built(start, trace, make):
+    program = start(make())
+    with trace(program, batch_over=1000, spans_per_s=1000) as seen:
+        program.ask("go 3")
+        check_names(seen.settle(), 3)
+
+
+@flavours
+def test_kernels_have_names_when_they_were_launched_before_we_came(start, trace, make):
+    program = start(make())
+    program.ask("go 2")  # handles are asked for once, with the first launch
+    with trace(program, batch_over=1000, spans_per_s=1000) as seen:
+        program.ask("go 3")
+        check_names(seen.settle(), 3)
+
+
+# ---- metrics ------------------------------------------------------------------------------------
+
+
+def metrics(seen):
+    """Points by name: {(attribute values, sorted by key): value}; of a histogram (count, sum)."""
+    found = {}
+    for points in seen.cuda.points(1, View()):
+        series = found.setdefault(points.name, {})
+        for i, attributes in enumerate(points.attributes):
+            key = tuple(value for _, value in sorted(attributes.items()))
+            if hasattr(points, "values"):
+                series[key] = int(points.values[i])
+            else:
+                series[key] = int(points.counts[i].sum()), float(points.sums[i])
+    return found
+
+
+def test_metrics_count_everything_whatever_became_a_span(start, trace):
+    program = start(toolkit.program("launch-optimised", "-O2", source="launch"))
+    with trace(program, spans_per_s=1) as seen:
+        program.ask("go 1009")
+        spans = seen.settle()
+        found = metrics(seen)
+        assert len(spans) <= 2
+        assert seen.cuda.tally().omitted["rate"] > 0
+        assert found["gpu.cuda.kernel.launch.calls"] == {
+            ("vectorAdd",): 1009,
+            ("(anonymous namespace)::hidden",): 2018,
+            ("model::softmax",): 1009,
+        }
+        assert found["gpu.cuda.device.synchronize.calls"] == {(): 1}
+        launches, seconds = found["gpu.cuda.call.duration"]["cudaLaunchKernel",]
+        assert launches == 4 * 1009
+        assert 0 < seconds < 10
+        assert "gpu.cuda.errors" not in found
+        program.end()
+        seen.settle()
+        assert metrics(seen)["gpu.cuda.kernel.launch.calls"] == found["gpu.cuda.kernel.launch.calls"]
+
+
+def test_bytes_are_counted_by_what_was_done_with_them(start, trace):
+    server = start(toolkit.program("server", "-O2"))
+    with trace(server) as seen:
+        work(int(server.ask()), range(7))
+        seen.settle()
+        found = metrics(seen)
+    assert found["gpu.cuda.memory.allocations"] == {("device",): 7 * 3072}
+    assert found["gpu.cuda.memory.free.bytes"] == {(): 7 * 3072}
+    assert found["gpu.cuda.memory.copies"] == {("HostToDevice",): (7, 7 * 1024.0), ("DeviceToHost",): (7, 7 * 512.0)}
+    assert found["gpu.cuda.stream.synchronize.calls"] == {(): 7}
+    assert found["gpu.cuda.memory.live"] == {("device",): 0}
+
+
+# ---- errors -------------------------------------------------------------------------------------
+
+
+def test_a_failed_call_says_with_what_and_where(start, trace):
+    program = start(
+        toolkit.program("fail", "-O2", "-Xcompiler", "-fno-omit-frame-pointer"), FAKE_CUDA_FAIL="cudaLaunchKernel:719"
+    )
+    with trace(program) as seen:
+        program.ask("go 1")
+        spans = seen.settle()
+        found = metrics(seen)
+    (failed,) = [span for span in spans if span.status == ERROR]
+    assert failed.name == "cudaLaunchKernel doomed"
+    assert failed["error.type"] == "cudaErrorLaunchFailure"
+    assert failed["cuda.error.code"] == 719
+    functions = [line.partition("+")[0] for line in failed["code.stacktrace"].splitlines()]
+    assert [each for each in functions if each.startswith("train")] == ["train_step", "train"]
+    assert found["gpu.cuda.errors"] == {("cudaLaunchKernel", "cudaErrorLaunchFailure"): 1}
+    assert not [span for span in spans if span["code.stacktrace"] and span.status != ERROR]
+
+
+REAL = {
+    "shared": lambda: (toolkit.program("fail-shared", source="fail"), toolkit.libraries()),
+    "static": lambda: (toolkit.program("fail-static", source="fail", cudart="static"), None),
+    "a stream per thread": lambda: (
+        toolkit.program("fail-threads", "-default-stream=per-thread", source="fail", cudart="static"),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("make", REAL.values(), ids=REAL)
+def test_the_real_runtime_without_a_driver_fails_in_every_call(start, trace, make):
+    path, libraries = make()
+    program = start(path, libraries=libraries or path.parent)
+    with trace(program) as seen:
+        program.ask("go 3")
+        spans = seen.settle()
+    assert Counter((span.name, span["error.type"]) for span in spans) == Counter(
+        {
+            ("cudaLaunchKernel doomed", "cudaErrorInsufficientDriver"): 3,
+            ("cudaStreamSynchronize", "cudaErrorInsufficientDriver"): 3,
+        }
+    )
+    assert {span.status for span in spans} == {ERROR}
+
+
+def test_failed_calls_come_first_when_there_are_too_many(start, trace):
+    program = start(toolkit.program("fail"), FAKE_CUDA_FAIL="cudaStreamSynchronize:700")
+    with trace(program, spans_per_s=5, batch_over=1000) as seen:
+        program.ask("go 5")
+        spans = seen.settle()
+    assert Counter(span.name for span in spans) == {"cudaStreamSynchronize": 5}
+
+
+# ---- the driver API -----------------------------------------------------------------------------
+
+
+DRIVER_CALLS = [
+    ("cuMemAlloc", 96, None),
+    ("cuMemCreate", 2 << 20, None),
+    ("cuMemcpyHtoD", 96, None),
+    ("cuLaunchKernel triton_poi_fused_add_0", None, None),
+    ("cuLaunchKernelEx jit::kernel", None, None),
+    ("cuLaunchKernel jit::kernel", None, None),
+    ("cuMemcpyDtoHAsync", 48, None),
+    ("cuStreamSynchronize", None, None),
+    ("cuCtxSynchronize", None, None),
+    ("cuMemAlloc", 2 << 40, "cudaErrorMemoryAllocation"),
+    ("cuMemRelease", 2 << 20, None),
+]
+
+
+def test_the_driver_api_has_names_sizes_and_errors(start, trace):
+    program = start(toolkit.driver_program(), libraries=toolkit.fake_cuda())
+    with trace(program) as seen:
+        program.ask()
+        spans = seen.settle()
+        found = metrics(seen)
+    shown = sorted(((span.name, span["cuda.bytes"], span["error.type"]) for span in calls(spans)), key=str)
+    assert shown == sorted(DRIVER_CALLS, key=str)
+    plain = next(span for span in spans if "triton" in span.name)
+    with_config = next(span for span in spans if "Ex" in span.name)
+    for span, grid, block, shared, stream in (
+        (plain, (11, 12, 13), (21, 22, 23), 4096, 0x77),
+        (with_config, (1, 2, 3), (4, 5, 6), 777, 0x88),
+    ):
+        assert tuple(span[f"cuda.grid.{axis}"] for axis in "xyz") == grid
+        assert tuple(span[f"cuda.block.{axis}"] for axis in "xyz") == block
+        assert (span["cuda.shared_memory.dynamic"], span["cuda.stream.id"]) == (shared, stream)
+        assert span["cuda.api.layer"] == "driver"
+    assert found["gpu.cuda.memory.live"] == {("device",): 96}
+    assert found["gpu.cuda.memory.copies"] == {("HostToDevice",): (1, 96.0), ("DeviceToHost",): (1, 48.0)}
+
+
+# ---- memory -------------------------------------------------------------------------------------
+
+
+def test_a_leak_is_reported_with_the_call_that_allocates(start, trace, caplog):
+    program = start(toolkit.program("leak", "-O2", "-Xcompiler", "-fno-omit-frame-pointer"))
+    with trace(program, leak_window_s=0.1) as seen:
+        for _ in range(12):
+            program.ask("both 5")
+            seen.settle(0.1)
+        found = metrics(seen)
+    ((site, api), growth) = next(iter(found["gpu.cuda.memory.leak.growth"].items()))
+    assert len(found["gpu.cuda.memory.leak.growth"]) == 1
+    assert site.startswith("leaky_allocation+")
+    assert api == "cudaMalloc"
+    assert 0 < growth <= 60_000
+    assert growth % 1000 == 0
+    assert found["gpu.cuda.memory.live"] == {("device",): 60_000}
+    (said,) = [record.getMessage() for record in caplog.records if "leak" in record.getMessage()]
+    assert f"process {program.pid} seems to leak" in said
+    assert "allocations of cudaMalloc called from leaky_allocation+" in said
+
+
+def test_what_another_thread_frees_is_no_leak(start, trace, caplog):
+    program = start(toolkit.program("leak", "-O2", "-Xcompiler", "-fno-omit-frame-pointer"))
+    with trace(program, leak_window_s=0.1) as seen:
+        for _ in range(12):
+            program.ask("clean 5")
+            seen.settle(0.1)
+        found = metrics(seen)
+    assert "gpu.cuda.memory.leak.growth" not in found
+    assert found["gpu.cuda.memory.live"] == {("device",): 0}
+    assert "leak" not in caplog.text
