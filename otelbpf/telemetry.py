@@ -66,7 +66,7 @@ def usage() -> Usage:
         used.ru_utime,
         used.ru_stime,
         int(status["VmRSS"].split()[0]) * 1024,
-        used.ru_maxrss * 1024,
+        int(status["VmHWM"].split()[0]) * 1024,  # ru_maxrss would be that of whoever started us, if that is more
         int(status["Threads"]),
         sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1,  # one of them reads the folder
     )

@@ -34,7 +34,7 @@ RETRY = frozenset(
         grpc.StatusCode.DATA_LOSS,
     )
 )
-TOO_LARGE = re.compile(r"larger than max|exceeds maximum size|length too large|http2 header with status: 413")
+TOO_LARGE = re.compile(r"message larger than max|exceeds maximum size|length too large|http2 header with status: 413")
 """How grpc-go and gRPC's core, grpc-java, tonic (with OUT_OF_RANGE) and a proxy say it; there is no code for it."""
 UNANSWERED = re.compile(r"Stream removed|Socket closed|Connection reset|Broken pipe|RST_STREAM|GOAWAY|keepalive")
 """How gRPC's core says that the connection ended before the answer came."""

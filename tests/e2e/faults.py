@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import socket
 import statistics
@@ -55,19 +54,28 @@ class Load:
 
 
 class Cost:
-    """What requests cost the application, in windows: CPU time of its processes and median latency."""
+    """What a request costs the application, second by second: CPU time of its processes, and latency."""
 
     def __init__(self, load: Load, pids: list[int]) -> None:
         self.load, self.pids = load, pids
-        self.windows: dict[str, tuple[float, float]] = {}
+        self.seconds: dict[str, list[tuple[float, float]]] = {}
+        self.now = "well"
+        self.thread = Thread(target=self._run)
+        self.thread.start()
 
-    @contextlib.contextmanager
-    def window(self, name: str):
-        first, cpu_s = self.load.sent, self._cpu_s()
-        yield
-        sent = self.load.sent - first
-        each = (self._cpu_s() - cpu_s) / sent * 1e6
-        self.windows[name] = (each, statistics.median(self.load.took_s[first:]) * 1e6)
+    def _run(self) -> None:
+        while self.load.going:
+            during, first, cpu_s = self.now, self.load.sent, self._cpu_s()
+            time.sleep(1)
+            sent = self.load.sent - first
+            if sent and self.now == during:
+                each = (self._cpu_s() - cpu_s) / sent
+                self.seconds.setdefault(during, []).append((each, statistics.median(self.load.took_s[first:])))
+
+    def medians(self, during: str) -> tuple[float, float]:
+        """Microseconds of CPU, and of latency."""
+        cpu_s, took_s = (statistics.median(column) for column in zip(*self.seconds[during], strict=True))
+        return cpu_s * 1e6, took_s * 1e6
 
     def _cpu_s(self) -> float:
         return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in self.pids) / 1e9

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
@@ -86,15 +87,23 @@ def main(address: str, file: str, *tls: str) -> None:
 class Recorder:
     """The parent's side: start it, tell it, kill it, start it again on the same port."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.address, self.process = "127.0.0.1:0", None
+    def __init__(self, file: Path, address: str = "127.0.0.1:0", under: Sequence[str] = ()) -> None:
+        self.file, self.address, self.under = file, address, under
+        self.process = None
 
     def start(self, *tls: Path) -> None:
-        command = [sys.executable, "-m", "tests.otlp.recorder", self.address, str(self.file), *map(str, tls)]
+        command = [
+            *self.under,
+            sys.executable,
+            "-m",
+            "tests.otlp.recorder",
+            self.address,
+            str(self.file),
+            *map(str, tls),
+        ]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
-        self.address = f"127.0.0.1:{int(self.process.stdout.readline())}"
+        self.address = f"{self.address.partition(':')[0]}:{int(self.process.stdout.readline())}"
 
     @property
     def port(self) -> int:
