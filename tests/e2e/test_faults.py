@@ -290,7 +290,8 @@ def test_the_agent_is_killed_and_its_spool_is_there(agent, tmp_path, runtime_dir
     if FULL:
         print(
             f"\nagent killed {times} times under {sent} requests: {len(due)} spans accepted,"
-            f" {len(due - ids.keys())} lost; {may_repeat} were under way, {twice} came twice; the last one replayed {replayed}",
+            f" {len(due - ids.keys())} lost; {may_repeat} were under way, {twice} came twice;"
+            f" the last one replayed {replayed}",
             file=sys.__stdout__,
         )
     assert len(due) > 100
