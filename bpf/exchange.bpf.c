@@ -590,8 +590,8 @@ static __always_inline void door_a(struct sock *sk, int ret, enum direction way)
 		return; /* each event loop's last read */
 	c = connection_of(sk);
 	pid = bpf_get_current_pid_tgid() >> 32;
-	/* Who began this connection's last exchange was selected: no need to ask again. */
-	if (!(c && c->event.pid == pid) && !sock_selected(pid, sk))
+	/* Who began this connection's last exchange was selected: no need to ask again, or rarely. */
+	if ((may_leave || !(c && c->event.pid == pid)) && !sock_selected(pid, sk))
 		return;
 	b = syscall_buffer(ret);
 	tp = bpf_skc_to_tcp_sock(sk);

@@ -4,6 +4,8 @@
 enum process_kind {
 	PROCESS_FORK = 1,
 	PROCESS_EXIT = 2,
+	PROCESS_LEFT = 3,      /* it became a program that is not selected */
+	PROCESS_UNDECIDED = 4, /* user space has to look: its texts were too long, or it moved */
 };
 
 enum process_limits {
@@ -17,17 +19,20 @@ enum process_limits {
 struct process_event {
 	__u64 start_ns;   /* CLOCK_BOOTTIME at which the process (the child) started */
 	__u32 pid;        /* the child's for a fork */
-	__u32 parent_pid; /* 0 for an exit */
+	__u32 parent_pid; /* of a fork only */
+	__u16 rule;       /* that selected it; of a PROCESS_UNDECIDED, what selected its family */
 	__u8 kind;        /* enum process_kind */
-	__u8 _pad[7];
+	__u8 _pad[5];
 };
 
 /* A selected process became another program. */
 struct exec_event {
 	__u64 start_ns; /* CLOCK_BOOTTIME */
 	__u32 pid;
+	__u32 rule; /* that selected it */
 	__u16 args_len;
 	__u16 env_len;
+	__u8 _pad[4];
 	char comm[PROCESS_COMM_LEN];
 	char filename[PROCESS_FILE_LEN];
 	__u8 args[PROCESS_ARGS_LEN]; /* NUL-separated; only args_len bytes count */

@@ -341,7 +341,7 @@ def tally(owner: type) -> Tally:
     http = SimpleNamespace(assembler=assembler, omitted=dict.fromkeys(OMITTED, 0))
     mapping = SimpleNamespace(told=0, omitted=dict.fromkeys(tcp.OMITTED, 0))
     cuda_spans = SimpleNamespace(omitted=dict.fromkeys(cuda.OMITTED, 0), parents_missed=0)
-    stub = SimpleNamespace(kernel=kernel, object=kernel, http=http, mapping=mapping, spans=cuda_spans)
+    stub = SimpleNamespace(kernel=kernel, object=kernel, http=http, mapping=mapping, spans=cuda_spans, full=lambda: 0)
     result: Tally = owner.tally(stub)  # type: ignore[attr-defined]
     return result
 

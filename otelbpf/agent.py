@@ -33,6 +33,7 @@ from otelbpf.otlp.output import OtlpOutput, Output
 from otelbpf.probe import Context, Probe, Running, Tally
 from otelbpf.probes import PROBES
 from otelbpf.record import RecordedHost
+from otelbpf.selection import Rules
 from otelbpf.service import Notify, RuntimeDirectory
 from otelbpf.tape import Tape
 
@@ -79,13 +80,17 @@ def run(
             stack.callback(os.close, enable_stats())
         sockets = _sockets(config, directory, stack)
         files = {where: open_output(where, config, stack) for where in config.outputs if where.startswith("file:")}
-        host = stack.enter_context(Host(config.select.ports, config.metrics.max_series))
+        rules = Rules(config.select)
+        host = stack.enter_context(Host((), config.metrics.max_series, rules))
         host.stopping = stopping.is_set
-        host.samplers = (config.sampling,)
+        host.samplers = rules.samplers(config.sampling)
         host.views = views(config)
-        pids = [*config.select.pids, *([command.pid] if command else [])]
-        for pid in pids:
-            host.select(pid)
+        for rule in rules.numbered:
+            for pid in rule.pids:
+                host.select(pid, rule.number)
+        if command:
+            host.select(command.pid)
+        host.scan()
         host.follow_sockets = any(probe.sockets for probe in enabled(config))
         context: Any = RecordedHost(host, recording) if recording else host
         running = open_probes(config, context, stack)
@@ -188,9 +193,8 @@ class Agent:
                 selector.register(signals, EVENT_READ)
                 if command:
                     selector.register(command.fd, EVENT_READ)
-            for probe in self.running.values():
-                for ring in probe.rings:
-                    waiting.register(ring, EVENT_READ)  # over half full: an early tick
+            for ring in (*self.host.rings, *(each for probe in self.running.values() for each in probe.rings)):
+                waiting.register(ring, EVENT_READ)  # over half full, or urgent: an early tick
             while True:
                 next_s = time.monotonic() + self.config.tick_s
                 # A ring that woke us once stays readable while it holds anything.
@@ -388,7 +392,12 @@ def _output(where: str, config: Config) -> Output:
 
 
 def _what(config: Config, argv: Sequence[str] | None) -> str:
-    selected = [f"pid {pid}" for pid in config.select.pids] + [f"port {port}" for port in config.select.ports]
+    chosen = config.select
+    selected = [f"pid {pid}" for pid in chosen.pids] + [f"port {port}" for port in chosen.ports]
+    for what in ("exe", "cmd", "cgroup", "container"):
+        selected += [f"{what} {each!r}" for each in getattr(chosen, what)]
+    selected += [f"{len(chosen.rules)} rules"] if chosen.rules else []
+    selected += ["everything"] if chosen.all else []
     return ", ".join([*selected, *([f"command {os.path.basename(argv[0])!r}"] if argv else [])])  # noqa: PTH119
 
 

@@ -18,8 +18,9 @@ import os
 import platform
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,10 +47,22 @@ last line explains, 2: wrong usage.
 """
 NOTHING_SELECTED = """\
 run: nothing is selected; say what to trace:
-  --pid N          a process, and what it forks    otelbpf run --pid 4711
-  --port N         whoever listens on a TCP port   otelbpf run --port 8080
-  -- COMMAND ...   a command, started for it       otelbpf run -- python3 app.py
-  -c FILE          what the file's `select` says   otelbpf run -c otelbpf.yaml"""
+  --pid N         a process, and what it forks   otelbpf run --pid 4711
+  --port N        whoever listens on a TCP port  otelbpf run --port 8080
+  --exe GLOB      what runs this executable      otelbpf run --exe nginx
+  --cmd GLOB      by the whole command line      otelbpf run --cmd '*app.py*'
+  --cgroup PATH   who is in a control group      otelbpf run --cgroup shop.slice
+  --container ID  who is in a container         otelbpf run --container 4f1c9a0b
+  --all           every process                  otelbpf run --all
+  -- COMMAND ...  a command, started for it      otelbpf run -- python3 app.py
+  -c FILE         what the file's `select` says  otelbpf run -c otelbpf.yaml"""
+
+PATTERNS = {
+    "exe": ("GLOB", "what runs this executable: a path, or the name of a file"),
+    "cmd": ("GLOB", "whose whole command line matches"),
+    "cgroup": ("PATH", "who is in a control group, or below"),
+    "container": ("ID", "who is in a container"),
+}
 
 OUTPUT = """\
 otlp (the default: to OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317),
@@ -134,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     def configured() -> config.Config:
         conf = config.load(args.config, os.environ, _probes(), _flags(args))
-        if not (conf.select.pids or conf.select.ports or args.command):
+        if not (conf.select.selects or args.command):
             raise UsageError(NOTHING_SELECTED)
         return conf
 
@@ -148,7 +161,7 @@ def record(args: argparse.Namespace) -> int:
     conf = config.load(args.config, os.environ, _probes(), _flags(args))
     # nothing is reported twice: it may run beside the agent
     conf = dataclasses.replace(conf, outputs=tuple(args.output), allow_second=True)
-    if not (conf.select.pids or conf.select.ports or args.command):
+    if not (conf.select.selects or args.command):
         raise UsageError(NOTHING_SELECTED.replace("run", "record FILE"))
     from otelbpf import agent  # noqa: PLC0415 - as in run
     from otelbpf.probes import PROBES  # noqa: PLC0415
@@ -238,13 +251,18 @@ def _one_thread() -> Iterator[None]:
 
 
 def _flags(args: argparse.Namespace) -> config.Flags:
-    given = {
+    given: dict[str, tuple[str, Any]] = {
         "select.pids": ("--pid", tuple(args.pid)),
         "select.ports": ("--port", tuple(args.port)),
+        "select.all": ("--all", args.all),
+        "select.exclude.ports": ("--exclude-port", tuple(args.exclude_port)),
         "outputs": ("--output", tuple(args.output)),
         "allow_second": ("--allow-second", args.allow_second),
     }
-    return {key: (flag, values) for key, (flag, values) in given.items() if values}
+    for name in PATTERNS:
+        given[f"select.{name}"] = (f"--{name}", tuple(getattr(args, name)))
+        given[f"select.exclude.{name}"] = (f"--exclude-{name}", tuple(getattr(args, f"exclude_{name}")))
+    return {key: (flag, value) for key, (flag, value) in given.items() if value}
 
 
 def _document(settings: Iterator[config.Setting]) -> Iterator[str]:
@@ -261,12 +279,25 @@ def _document(settings: Iterator[config.Setting]) -> Iterator[str]:
         yield f"{indent}{name}: {_yaml(each.value)}  # {changed}"
 
 
+def _default_of(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _plain(value: Any) -> Any:
+    """A table as it would stand in a file, without what is at its default; anything else unchanged."""
+    if not is_dataclass(value):
+        return value
+    given = {each.name: (getattr(value, each.name), _default_of(each)) for each in fields(value)}
+    changed = {name: each for name, (each, default) in given.items() if each != default}
+    return {name: list(each) if isinstance(each, tuple) else _plain(each) for name, each in changed.items()}
+
+
 def _yaml(value: Any) -> str:
     match value:
         case Mapping():
             value = dict.fromkeys(value, "***")
         case tuple() | list():
-            value = list(value)
+            value = [_plain(each) for each in value]
         case Path():
             value = str(value)
     return yaml.safe_dump(value, default_flow_style=True, width=2**31).removesuffix("...\n").strip()
@@ -320,6 +351,15 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     add = choices.add_argument_group("what to trace (one or more)").add_argument
     add("--pid", type=_pid, action="append", default=[], metavar="N", help="a process, and what it forks")
     add("--port", type=_port, action="append", default=[], metavar="N", help="whoever listens on a TCP port")
+    for name, (metavar, text) in PATTERNS.items():
+        add(f"--{name}", type=_selector(name), action="append", default=[], metavar=metavar, help=text)
+    add("--all", action="store_true", help="every process of this machine")
+    add = choices.add_argument_group("what not to trace, whatever selects it").add_argument
+    add("--exclude-port", type=_port, action="append", default=[], metavar="N", help="nobody's connections on it")
+    for name, (metavar, _) in PATTERNS.items():
+        add(
+            f"--exclude-{name}", type=_selector(name), action="append", default=[], metavar=metavar, help=f"as --{name}"
+        )
     add = choices.add_argument_group("where to, and how").add_argument
     add("--output", type=_output, action="append", default=[], metavar="WHERE", help=OUTPUT)
     add("-c", "--config", type=Path, metavar="FILE", help="YAML; `otelbpf config` prints every key")
@@ -403,6 +443,18 @@ def _pid(text: str) -> int:
 
 def _port(text: str) -> int:
     return _number(text, "a port: want 1 to 65535", 65535)
+
+
+def _selector(name: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        chosen: Any = {name: (text,)}
+        try:
+            config.Exclude(**chosen)
+        except ValueError as e:
+            raise argparse.ArgumentTypeError(str(e).removeprefix(f"{name}: ")) from e
+        return text
+
+    return check
 
 
 def _number(text: str, what: str, most: int) -> int:

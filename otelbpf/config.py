@@ -38,23 +38,8 @@ logger = logging.getLogger(__name__)
 
 SIGNALS = ("traces", "metrics")
 OUTPUTS = ("otlp", "console", "file:PATH")
+MIN_CONTAINER_CHARS = 8
 NO_LIMIT_S = (2**31 - 1) / 1000  # the specification's example of "a very long time"
-
-
-@dataclass(frozen=True, slots=True)
-class Select:
-    pids: tuple[int, ...] = ()
-    """Processes to trace; what they fork is traced with them."""
-    ports: tuple[int, ...] = ()
-    """TCP ports: whoever listens on one is traced, on that port's connections only."""
-
-    def __post_init__(self) -> None:
-        for pid in self.pids:
-            if pid < 1:
-                raise ValueError(f"pids: want 1 or more, got {pid}")
-        for port in self.ports:
-            if not 1 <= port <= 65535:
-                raise ValueError(f"ports: want 1 to 65535, got {port}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +204,106 @@ def host_and_port(text: str) -> tuple[str, int]:
     if not found or not 1 <= int(found[3]) <= 65535:
         raise ValueError(f"health: want HOST:PORT, as in 127.0.0.1:13133, got {text!r}")
     return found[1] or found[2], int(found[3])
+
+
+@dataclass(frozen=True, slots=True)
+class Exclude:
+    """Who is never traced, whatever selects it. What stands in these lists adds up."""
+
+    ports: tuple[int, ...] = ()
+    """Local TCP ports that are never looked at."""
+    exe: tuple[str, ...] = ()
+    """Patterns for executables, as in `select.exe`."""
+    cmd: tuple[str, ...] = ()
+    """Patterns for command lines, as in `select.cmd`."""
+    cgroup: tuple[str, ...] = ()
+    """Control groups, as in `select.cgroup`."""
+    container: tuple[str, ...] = ()
+    """Containers, as in `select.container`."""
+
+    def __post_init__(self) -> None:
+        _check_selectors(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A process that is in each of the lists that are given; the first such rule is its rule."""
+
+    service_name: str = ""
+    """Name of the service, instead of the one that would be found."""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """Resource attributes, over those that are found."""
+    sampling: Sampling | None = None
+    """As `sampling`, for the rule's processes: what is left out here is at its default, not as it is there."""
+    pids: tuple[int, ...] = ()
+    """Processes with what they fork. Not together with the other lists, except ports."""
+    ports: tuple[int, ...] = ()
+    """Only the connections on these local TCP ports."""
+    exe: tuple[str, ...] = ()
+    """Patterns for executables, as in `select.exe`."""
+    cmd: tuple[str, ...] = ()
+    """Patterns for command lines, as in `select.cmd`."""
+    cgroup: tuple[str, ...] = ()
+    """Control groups, as in `select.cgroup`."""
+    container: tuple[str, ...] = ()
+    """Containers, as in `select.container`."""
+
+    def __post_init__(self) -> None:
+        _check_selectors(self)
+        patterns = self.exe or self.cmd or self.cgroup or self.container
+        if not (self.pids or self.ports or patterns):
+            raise ValueError("want one of pids, ports, exe, cmd, cgroup, container")
+        if self.pids and patterns:
+            raise ValueError("pids: cannot stand with exe, cmd, cgroup or container: write two rules")
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    pids: tuple[int, ...] = ()
+    """Processes to trace; what they fork is traced with them."""
+    ports: tuple[int, ...] = ()
+    """TCP ports: whoever listens on one is traced, on that port's connections only."""
+    exe: tuple[str, ...] = ()
+    """Patterns for the path of the executable; one without a / is about the file's name."""
+    cmd: tuple[str, ...] = ()
+    """Patterns for the whole command line, with a space between arguments."""
+    cgroup: tuple[str, ...] = ()
+    """Control groups, by path, with all below them; one without a / at its beginning is looked for at any depth."""
+    container: tuple[str, ...] = ()
+    """Containers, by the first 8 or more characters of their id."""
+    all: bool = False
+    """Every process of the machine, except the agent."""
+    exclude: Exclude = field(default_factory=Exclude)
+    rules: tuple[Rule, ...] = ()
+    """Rules with a name and attributes of their own; the first that a process matches counts, before all lists."""
+    max_processes: int = 16384
+    """Processes selected at a time; more are not traced, and counted."""
+
+    def __post_init__(self) -> None:
+        _check_selectors(self)
+        if not 1 <= self.max_processes <= 1 << 22:
+            raise ValueError(f"max_processes: want 1 to {1 << 22}, got {self.max_processes}")
+
+    @property
+    def selects(self) -> bool:
+        """Whether anything is selected."""
+        listed = self.pids or self.ports or self.exe or self.cmd or self.cgroup or self.container
+        return bool(listed or self.all or self.rules)
+
+
+def _check_selectors(owner: Exclude | Rule | Select) -> None:
+    for pid in getattr(owner, "pids", ()):
+        if pid < 1:
+            raise ValueError(f"pids: want 1 or more, got {pid}")
+    for port in owner.ports:
+        if not 1 <= port <= 65535:
+            raise ValueError(f"ports: want 1 to 65535, got {port}")
+    for name in ("exe", "cmd", "cgroup"):
+        if "" in getattr(owner, name):
+            raise ValueError(f"{name}: a pattern is empty")
+    for each in owner.container:
+        if len(each) < MIN_CONTAINER_CHARS or set(each) & set("*?[/"):
+            raise ValueError(f"container: want {MIN_CONTAINER_CHARS} or more characters of an id, got {each!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -569,9 +654,10 @@ def _typed(want: Any, value: Any, where: str) -> Any:
     """Return *value* as the field's type has it, or refuse it."""
     kind, of = get_origin(want), get_args(want)
     if kind is UnionType:  # X | None
-        return None if value is None or value is False else _typed(of[0], value, where)  # YAML's "off" is false
+        return None if value is None or value is False else _element(of[0], value, where)  # YAML's "off" is false
     if kind in (tuple, list) and isinstance(value, list):
-        return kind(_typed(of[0], each, where) for each in value)
+        numbered = enumerate(value, 1) if is_dataclass(of[0]) else ((0, each) for each in value)
+        return kind(_element(of[0], each, f"{where}{i}: " if i else where) for i, each in numbered)
     if kind is Mapping:  # of headers, which may be secret: never shown
         if not isinstance(value, dict):
             raise ConfigError(f"{where}want mapping of str to str, got {type(value).__name__}")
@@ -588,10 +674,18 @@ def _typed(want: Any, value: Any, where: str) -> Any:
     return value
 
 
+def _element(want: Any, value: Any, where: str) -> Any:
+    """As `_typed`, of what may be a table in a list."""
+    if not is_dataclass(want):
+        return _typed(want, value, where)
+    origin = where.removesuffix(": ")
+    return _build(want, _checked(want, value, origin, ""), origin=origin)
+
+
 def _named(want: Any) -> str:
     kind, of = get_origin(want), get_args(want)
     if kind in (tuple, list):
-        return f"list of {_named(of[0])}"
+        return f"list of {'tables' if is_dataclass(of[0]) else _named(of[0])}"
     return "path" if want is Path else str(want.__name__)
 
 

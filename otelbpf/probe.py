@@ -80,6 +80,10 @@ class Context(Protocol):
 
     def resource(self, pid: int, start_ns: int) -> Resource: ...
 
+    def rule(self, pid: int, start_ns: int) -> int:
+        """Number of the rule that selected a process; 0: not known."""
+        ...
+
     def outside_contexts(self, pid: int, start_ns: int) -> frozenset[bytes]:
         """Span ids that the process was started with, by its command line or environment."""
         ...

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from otelbpf import __version__, agent, cli
+from otelbpf import __version__, agent, cli, config
 from otelbpf.errors import OtelBpfError, TargetError
 from otelbpf.native import features
 from otelbpf.native.features import Feature
@@ -113,7 +113,9 @@ def test_run_without_a_selector_lists_them():
     assert (status, out) == (2, "")
     first, *selectors = err.splitlines()
     assert first == "otelbpf: run: nothing is selected; say what to trace:"
-    assert [line.split()[0] for line in selectors] == ["--pid", "--port", "--", "-c"]
+    assert [line.split()[0] for line in selectors] == [
+        *("--pid", "--port", "--exe", "--cmd", "--cgroup", "--container", "--all", "--", "-c")
+    ]
     assert all("otelbpf run " in line and len(line) <= 80 for line in selectors)
 
 
@@ -242,6 +244,30 @@ def test_what_config_prints_is_a_file_that_says_the_same(tmp_path):
     assert values(printed) == values(path.read_text())
     assert "    certificate: '/a: b#c.pem'" in values(printed)
     assert "  ports: [80]" in values(printed)
+
+
+def test_rules_are_printed_as_they_are_read(tmp_path):
+    path, again = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    rule = "{service_name: shop, attributes: {team: a}, sampling: {sampler: traceidratio, ratio: 0.0}, exe: [java]}"
+    path.write_text(f"select: {{exe: [nginx], rules: [{rule}]}}")
+    again.write_text(otelbpf("config", "-c", str(path), "--exclude-cmd", "*x: y*")[1])
+    first, second = (config.load(each, {}, cli._probes(), {}).select for each in (path, again))
+    assert second.rules == first.rules
+    assert (second.exe, second.exclude.cmd) == (("nginx",), ("*x: y*",))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--container", "web"), "--container: want 8 or more characters of an id, got 'web'"),
+        (("--exe", ""), "--exe: a pattern is empty"),
+        (("--exclude-port", "x"), "--exclude-port: 'x' is not a port: want 1 to 65535"),
+        (("--exclude-exes", "x"), "--exclude-exes: unknown flag, did you mean '--exclude-exe'?"),
+    ],
+)
+def test_a_wrong_selector_is_wrong_usage(flags, message):
+    status, out, err = otelbpf("run", *flags)
+    assert (status, out, err.splitlines()[0]) == (2, "", f"otelbpf run: {message}")
 
 
 def test_a_reader_that_has_had_enough_is_no_error():

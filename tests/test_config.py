@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from otelbpf.config import NO_LIMIT_S, SAMPLERS, Config, ExportTarget, Metrics, load, output, settings
+from otelbpf.config import NO_LIMIT_S, SAMPLERS, Config, ExportTarget, Metrics, Sampling, load, output, settings
 from otelbpf.errors import ConfigError
 
 
@@ -420,7 +420,50 @@ def test_every_key_has_a_doc_and_the_probes_are_among_them():
     assert found["probes.exchange.url_query"].doc == "Record queries."
     assert found["probes.tcp.names"].doc == ""
     assert found["probes.exchange.max_connections"].default == 65536
-    assert list(found)[:3] == ["select.pids", "select.ports", "outputs"]
+    assert list(found)[:3] == ["select.pids", "select.ports", "select.exe"]
+
+
+RULES = """
+select:
+  exe: [nginx]
+  exclude: {cmd: ["*health*"], ports: [9100]}
+  rules:
+    - {service_name: shop, attributes: {team: a}, exe: [java], cmd: ["*shop.jar*"]}
+    - {ports: [8080], sampling: {sampler: traceidratio, ratio: 0.0}}
+    - {pids: [4711], sampling: {keep: {errors: true}}}
+"""
+
+
+def test_rules_are_tables_in_a_list(file):
+    select = loaded(file(RULES)).select
+    assert (select.exe, select.exclude.cmd, select.exclude.ports) == (("nginx",), ("*health*",), (9100,))
+    first, second, third = select.rules
+    assert (first.service_name, first.attributes, first.exe, first.cmd) == (
+        *("shop", {"team": "a"}, ("java",), ("*shop.jar*",)),
+    )
+    assert (second.ports, second.sampling) == ((8080,), Sampling(sampler="traceidratio", ratio=0.0))
+    assert (third.pids, third.sampling.keep.errors) == ((4711,), True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("{}", "2: want one of pids, ports, exe, cmd, cgroup, container"),
+        ("{service_name: x}", "2: want one of pids, ports, exe, cmd, cgroup, container"),
+        ("{exe: [x], pids: [1]}", "2: pids: cannot stand with exe, cmd, cgroup or container: write two rules"),
+        ("{exes: [x]}", "2: exes: unknown key, did you mean 'exe'?"),
+        ("{exe: x}", "2: exe: want list of str, got 'x'"),
+        ("{exe: ['']}", "2: exe: a pattern is empty"),
+        ("{container: [web]}", "2: container: want 8 or more characters of an id, got 'web'"),
+        ("{ports: [0]}", "2: ports: want 1 to 65535, got 0"),
+        ("{ports: [1], sampling: {ratio: 2.0}}", "2: sampling: ratio: want 0 to 1, got 2.0"),
+        ("3", "2: want a table (service_name, attributes, sampling, pids, ports, exe, cmd, cgroup, container), got 3"),
+    ],
+)
+def test_a_rule_that_cannot_be_is_refused_with_its_number(file, rule, message):
+    with pytest.raises(ConfigError) as refused:
+        loaded(file(f"select: {{rules: [{{ports: [1]}}, {rule}]}}"))
+    assert str(refused.value).endswith(f".yaml: select: rules: {message}")
 
 
 def test_headers_are_not_in_a_repr():

@@ -28,10 +28,10 @@ FLOORS = (
     {"record"},
     {"kernel", "probes", "telemetry", "health", "service", "status"},
     {"http", "tcp", "cuda"},
-    {"capture", "probe"},
+    {"capture", "probe", "selection"},
     {"aggregate", "command", "correlate", "identity", "native", "otlp", "protocols", "tape"},
     {"buckets"},
-    {"config", "model"},
+    {"config", "model", "procfs"},
     {"errors"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -22,6 +22,8 @@ from pathlib import Path
 from urllib.parse import unquote
 from uuid import UUID, uuid4, uuid5
 
+from otelbpf import procfs
+from otelbpf.config import Rule
 from otelbpf.identity.host import DISTRO, host_attributes
 from otelbpf.model import Resource, Value
 
@@ -30,8 +32,6 @@ logger = logging.getLogger(__name__)
 MAX_PROCESSES = 4096
 KEPT_AFTER_EXIT_S = 60.0  # late spans and the last metrics still want their resource
 MAX_CHARS = 1024  # of one attribute's value
-MAX_READ_BYTES = 1 << 20  # of one file in /proc
-
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")  # /proc/PID/stat counts the start in these, rounded down
 
 _KEPT_VARIABLES = (b"OTEL_SERVICE_NAME", b"OTEL_RESOURCE_ATTRIBUTES")
@@ -63,6 +63,7 @@ class _Process:
     resource: Resource | None = None
     contexts: frozenset[bytes] = frozenset()
     exited: bool = False
+    rule: int = 0
 
 
 _Key = tuple[int, int]  # pid, start in ticks
@@ -76,7 +77,11 @@ class Processes:
     events: a child inherits what its parent is by then.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, rule_of: Callable[[int], int] = lambda _pid: 0, rules: Mapping[int, Rule | None] | None = None
+    ) -> None:
+        """*rule_of* tells the rule of a living process by its pid; *rules* says what a rule's processes are called."""
+        self._rule_of, self._rules = rule_of, rules or {}
         self._host = host_attributes()
         self._boot_id = _boot_id()
         self._boot_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -86,7 +91,7 @@ class Processes:
         self._leaving: deque[tuple[float, _Key]] = deque()
 
     def exec(  # noqa: PLR0917 - the event's fields, in its order
-        self, pid: int, start_ns: int, comm: bytes, filename: bytes, args: bytes, environ: bytes
+        self, pid: int, start_ns: int, comm: bytes, filename: bytes, args: bytes, environ: bytes, rule: int = 0
     ) -> bool:
         """Replace what was known: the process has become another program.
 
@@ -99,10 +104,26 @@ class Processes:
         """
         process = self._process(self._key(pid, start_ns))
         process.image = _image(_text(comm), _executable(filename, args), args, environ)
+        process.rule = rule
+        process.exited = False  # it may have been a program that is not selected
         known, process.resource = process.resource, None
         return known is not None
 
-    def fork(self, pid: int, start_ns: int, parent_pid: int) -> None:
+    def ruled(self, pid: int, rule: int) -> bool:
+        """Note that another rule selects who has the pid now; return whether somebody was given its Resource before."""
+        process = self._processes.get(self._key(pid, 0))
+        if process is None or process.rule == rule:
+            return False
+        process.rule = rule
+        known, process.resource = process.resource, None
+        return known is not None
+
+    def rule(self, pid: int, start_ns: int) -> int:
+        """Return the number of the rule that selected a process; 0: not known."""
+        key = self._key(pid, start_ns)
+        return self._ruled(key, self._process(key))
+
+    def fork(self, pid: int, start_ns: int, parent_pid: int, rule: int = 0) -> None:
         """Let *pid* be what its parent is, until it execs."""
         key = self._key(parent_pid, 0)
         parent = self._process(key)
@@ -110,22 +131,27 @@ class Processes:
             parent.image, parent.parent = read
         process = self._process(self._key(pid, start_ns))
         process.parent = parent_pid
+        process.rule = process.rule or rule
         if process.image is None:  # or its exec, read from another ring, was seen first
             process.image = parent.image
 
-    def exit(self, pid: int, start_ns: int) -> None:
+    def exit(self, pid: int, start_ns: int, rule: int = 0) -> None:
         """Forget that process 60 s after the next `expire`."""
-        self._exit(self._key(pid, start_ns))
+        key = self._key(pid, start_ns)
+        if rule:
+            process = self._process(key)
+            process.rule = process.rule or rule
+        self._exit(key)
 
     def reap(self) -> None:
         """Let everyone exit who is gone from /proc: of a process that only its port selected no event tells.
 
         One file is read per process known.
         """
-        if _stat(1) is None:  # mounted with hidepid: who cannot be seen may be there
+        if procfs.stat(1) is None:  # mounted with hidepid: who cannot be seen may be there
             return
         for pid, start_tick in self._processes:
-            stat = _stat(pid)
+            stat = procfs.stat(pid)
             if stat is None or stat.start_tick != start_tick:
                 self._exit((pid, start_tick))
 
@@ -134,7 +160,9 @@ class Processes:
         self._leaving.extend((now_s + KEPT_AFTER_EXIT_S, key) for key in self._exited)
         self._exited.clear()
         while self._leaving and self._leaving[0][0] <= now_s:
-            self._forget(self._leaving.popleft()[1])
+            key = self._leaving.popleft()[1]
+            if (process := self._processes.get(key)) and process.exited:  # or it is selected again
+                self._forget(key)
 
     def resource(self, pid: int, start_ns: int) -> Resource:
         """Return the same object every time, until *pid* execs or is forgotten."""
@@ -153,6 +181,11 @@ class Processes:
         """Return the resources of everyone not forgotten yet."""
         return {process.resource for process in self._processes.values() if process.resource}
 
+    def _ruled(self, key: _Key, process: _Process) -> int:
+        if not process.rule and not process.exited and (stat := procfs.stat(key[0])) and stat.start_tick == key[1]:
+            process.rule = self._rule_of(key[0])
+        return process.rule
+
     def _exit(self, key: _Key) -> None:
         process = self._processes.get(key)
         if process and not process.exited:
@@ -162,7 +195,7 @@ class Processes:
     def _key(self, pid: int, start_ns: int) -> _Key:
         if start_ns:
             return pid, start_ns // TICK_NS
-        if stat := _stat(pid):
+        if stat := procfs.stat(pid):
             return pid, stat.start_tick
         return self._latest.get(pid, (pid, 0))
 
@@ -194,7 +227,8 @@ class Processes:
             if image.worker:
                 image = replace(image, name=self._masters_name(process.parent) or image.name)
             process.contexts = image.contexts
-            process.resource = Resource(self._attributes(image, *key))
+            given = self._rules.get(self._ruled(key, process))
+            process.resource = Resource(self._attributes(image, *key, given))
         return process.resource, process.contexts
 
     def _masters_name(self, pid: int) -> str:
@@ -211,7 +245,7 @@ class Processes:
             pid = parent
         return ""
 
-    def _attributes(self, image: _Image, pid: int, start_tick: int) -> dict[str, Value]:
+    def _attributes(self, image: _Image, pid: int, start_tick: int, rule: Rule | None) -> dict[str, Value]:
         given = resource_attributes(image.variables.get("OTEL_RESOURCE_ATTRIBUTES", ""))
         if given is None:
             logger.info("process %d: its OTEL_RESOURCE_ATTRIBUTES is malformed and was ignored", pid)
@@ -234,6 +268,9 @@ class Processes:
             attributes["process.executable.name"] = _base(image.path)
         if image.command:
             attributes["process.command"] = image.command
+        if rule:  # whoever runs the agent has the last word
+            attributes |= rule.attributes
+            attributes["service.name"] = rule.service_name or attributes["service.name"]
         attributes |= DISTRO
         return {key: value[:MAX_CHARS] if isinstance(value, str) else value for key, value in attributes.items()}
 
@@ -323,44 +360,17 @@ def _executable(filename: bytes, args: bytes) -> str:
 # ---- /proc --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Stat:
-    comm: str
-    parent: int
-    start_tick: int
-
-
-def _stat(pid: int) -> _Stat | None:
-    # comm may hold spaces and parentheses of its own
-    head, _, tail = _proc(pid, "stat").rpartition(b")")
-    fields = tail.split()
-    if len(fields) < 20:
-        return None
-    return _Stat(_text(head.partition(b"(")[2]), int(fields[1]), int(fields[19]))
-
-
 def _read(pid: int, start_tick: int) -> tuple[_Image, int] | None:
     """Read a live process's image and parent; None: it is gone, or not the one that started at *start_tick*."""
-    args, environ = _proc(pid, "cmdline"), _proc(pid, "environ")
-    try:
-        path = os.fsencode(Path(f"/proc/{pid}/exe").readlink()).decode(errors="replace").removesuffix(" (deleted)")
-    except OSError:
-        path = ""
+    args, environ = procfs.read(pid, "cmdline"), procfs.read(pid, "environ")
+    path = procfs.executable(pid).decode(errors="replace")
     # read last: with the same start, everything above was of the same process
-    stat = _stat(pid)
+    stat = procfs.stat(pid)
     if stat is None or start_tick not in (0, stat.start_tick):
         return None
     # a process that rewrites its title may leave no NUL at its end
-    args, environ = (raw + b"\0" if 0 < len(raw) < MAX_READ_BYTES else raw for raw in (args, environ))
+    args, environ = (raw + b"\0" if 0 < len(raw) < procfs.MAX_READ_BYTES else raw for raw in (args, environ))
     return _image(stat.comm, path, args, environ), stat.parent
-
-
-def _proc(pid: int, name: str) -> bytes:
-    try:
-        with Path(f"/proc/{pid}/{name}").open("rb") as file:
-            return file.read(MAX_READ_BYTES)
-    except OSError:  # gone, or not ours to read
-        return b""
 
 
 # ---- names --------------------------------------------------------------------------------------

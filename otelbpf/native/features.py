@@ -20,7 +20,10 @@ LOST_WITHOUT = {
     "process_fork": "children of a selected process are not followed",
     "process_exec": "processes that live less than a tick have no name",
     "process_exit": "a process id that is used again stays selected",
+    "process_moved": "a process that moves to another cgroup is looked at again when it execs",
 }
+
+OPTIONAL = ("process_moved",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,5 +145,6 @@ def _program(name: str) -> Feature:
             obj.load()
             obj.attach(name)
     except LoadError as e:
-        return Feature(f"process: {name}", ok=False, detail=str(e), advice=LOST_WITHOUT[name])
+        needed = name not in OPTIONAL
+        return Feature(f"process: {name}", ok=False, detail=str(e), advice=LOST_WITHOUT[name], needed=needed)
     return Feature(f"process: {name}", ok=True, detail="loads and attaches")

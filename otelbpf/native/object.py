@@ -233,8 +233,16 @@ def tracepoint_params(tracepoint: str) -> int | None:
 
 def map_set(fd: int, key: bytes, value: bytes) -> None:
     """Write one map entry; *key* and *value* have the map's sizes."""
-    if (result := lib.otb_map_set(fd, key, value)) < 0:
+    if not map_set_if_room(fd, key, value):
+        raise LoadError("map", f"cannot be written: {os.strerror(errno.E2BIG)}")
+
+
+def map_set_if_room(fd: int, key: bytes, value: bytes) -> bool:
+    """Write one map entry; return False if the map is full."""
+    result = int(lib.otb_map_set(fd, key, value))
+    if result not in (0, -errno.E2BIG):
         raise LoadError("map", f"cannot be written: {os.strerror(-result)}")
+    return result == 0
 
 
 def map_get(fd: int, key: bytes, size: int) -> bytes | None:

@@ -252,8 +252,8 @@ class Cuda:
         return self.libraries.look(pid)
 
     def _look_at_all(self) -> None:
-        keys, _ = map_entries(self.context.kernel.map_fd("targets"), np.dtype("<u4"), np.dtype("<u4"))
-        for pid in keys.tolist():
+        pids, rules = map_entries(self.context.kernel.map_fd("targets"), np.dtype("<u4"), np.dtype("<u4"))
+        for pid in pids[rules != 0].tolist():  # 0: excluded
             self._look_now(pid)
 
     def _outside(self, what: str, find: Callable[..., Any], *of: int) -> Any:

@@ -52,13 +52,14 @@ def process_event(**changes):
     btf = Btf()
     u64, u32, u8 = btf.integer("unsigned long long", 8), btf.integer("unsigned int", 4), btf.integer("unsigned char", 1)
     typedef = btf.add(8, "__u64", u64)
-    pad = btf.array(u8, 7)
+    u16, pad = btf.integer("unsigned short", 2), btf.array(u8, 5)
     members = {
         "start_ns": (btf.add(10, "", typedef), 0),
         "pid": (btf.add(9, "", u32), 8),
         "parent_pid": (u32, 12),
-        "kind": (u8, 16),
-        "_pad": (pad, 17),
+        "rule": (u16, 16),
+        "kind": (u8, 18),
+        "_pad": (pad, 19),
     }
     kinds = {"u64": u64, "u32": u32, "u8": u8, "s32": btf.integer("int", 4, signed=True)}
     for field, (kind, at) in changes.items():
@@ -81,6 +82,7 @@ def test_text_is_text_bytes_are_bytes_and_padding_is_left_out():
     assert kinds == {
         "start_ns": "<u8",
         "pid": "<u4",
+        "rule": "<u4",
         "args_len": "<u2",
         "env_len": "<u2",
         "comm": "|S16",
@@ -93,9 +95,11 @@ def test_text_is_text_bytes_are_bytes_and_padding_is_left_out():
 
 
 def test_bytes_written_by_c_are_read_by_numpy():
-    event = ffi.new("struct process_event *", {"start_ns": 2**64 - 1, "pid": 7, "parent_pid": 2**32 - 1, "kind": 2})
+    event = ffi.new(
+        "struct process_event *", {"start_ns": 2**64 - 1, "pid": 7, "parent_pid": 2**32 - 1, "rule": 9, "kind": 2}
+    )
     (read,) = np.frombuffer(ffi.buffer(event), dtype("process_event"))
-    assert read.tolist() == (2**64 - 1, 7, 2**32 - 1, 2)
+    assert read.tolist() == (2**64 - 1, 7, 2**32 - 1, 9, 2)
 
 
 def test_the_same_struct_in_btf_is_accepted():

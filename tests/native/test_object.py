@@ -12,7 +12,7 @@ import pytest
 from otelbpf.errors import LayoutError, LoadError
 from otelbpf.native import object as native
 from otelbpf.native._shim import ffi
-from otelbpf.native.object import FRAME, Object, Ring, libbpf_version, map_set
+from otelbpf.native.object import FRAME, Object, Ring, libbpf_version, map_set, map_set_if_room
 
 kernel = pytest.mark.kernel
 ONE = (1).to_bytes(4, "little")
@@ -47,7 +47,7 @@ def test_a_file_that_is_no_object(tmp_path, monkeypatch, content):
 
 
 def test_programs_are_named(process):
-    assert process.programs() == ["process_fork", "process_exec", "process_exit"]
+    assert process.programs() == ["process_fork", "process_exec", "process_exit", "process_moved"]
 
 
 NAMES = {
@@ -145,6 +145,8 @@ def test_a_key_that_finds_no_room_is_refused(process):
     fd = process.map_fd("targets")
     map_set(fd, (1).to_bytes(4, "little"), ONE)
     assert refusal(map_set, fd, (2).to_bytes(4, "little"), ONE).startswith("map: cannot be written: ")
+    assert not map_set_if_room(fd, (2).to_bytes(4, "little"), ONE)
+    assert map_set_if_room(fd, (1).to_bytes(4, "little"), ONE)
 
 
 @kernel

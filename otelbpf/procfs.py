@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What /proc says of one process. Everything may be gone, unreadable or not what it was a moment ago."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_READ_BYTES = 1 << 20  # of one file
+PF_EXITING, PF_KTHREAD = 0x4, 0x200000
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    comm: str
+    parent: int
+    flags: int
+    threads: int
+    start_tick: int
+    """In clock ticks since boot, rounded down."""
+
+    @property
+    def kernel_thread(self) -> bool:
+        return bool(self.flags & PF_KTHREAD)
+
+    @property
+    def ended(self) -> bool:
+        """Its last thread is exiting, or has."""
+        return self.threads <= 1 and bool(self.flags & PF_EXITING)
+
+
+def pids() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdecimal())  # noqa: PTH208 - ten thousand of them
+
+
+def read(pid: int, name: str) -> bytes:
+    """At most 1 MiB of /proc/PID/*name*; b"" when it is gone, or not ours to read."""
+    try:
+        with Path(f"/proc/{pid}/{name}").open("rb") as file:
+            return file.read(MAX_READ_BYTES)
+    except OSError:
+        return b""
+
+
+def stat(pid: int) -> Stat | None:
+    # comm may hold spaces and parentheses of its own
+    head, _, tail = read(pid, "stat").rpartition(b")")
+    fields = tail.split()
+    if len(fields) < 20:
+        return None
+    comm = head.partition(b"(")[2].decode(errors="replace")
+    return Stat(comm, int(fields[1]), int(fields[6]), int(fields[17]), int(fields[19]))
+
+
+def executable(pid: int) -> bytes:
+    """The path of what runs, as it was before it was deleted or replaced; b"" when that cannot be told."""
+    try:
+        path = os.readlink(f"/proc/{pid}/exe".encode())  # noqa: PTH115 - bytes
+    except OSError:
+        return b""
+    return path.removesuffix(b" (deleted)")
+
+
+def process_of(tid: int) -> int:
+    """The process that a thread is of; *tid* itself if there is none, or nobody may know."""
+    lines = read(tid, "status").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith(b"Tgid:")), tid)
+
+
+def children(pid: int) -> Iterator[int]:
+    """Those of all its threads."""
+    try:
+        tasks = sorted(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208
+    except OSError:
+        return
+    for task in tasks:
+        yield from map(int, read(pid, f"task/{task}/children").split())
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroup:
+    """One line of /proc/PID/cgroup."""
+
+    controllers: tuple[str, ...]
+    """Of version 1; "name=X" for a named hierarchy, none for version 2."""
+    path: str
+
+
+def cgroups(pid: int) -> list[Cgroup]:
+    found = []
+    for line in read(pid, "cgroup").decode(errors="surrogateescape").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, colon, path = rest.partition(":")
+        if number.isdecimal() and colon:
+            found.append(Cgroup(tuple(filter(None, controllers.split(","))), path))
+    return found
