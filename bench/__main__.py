@@ -14,13 +14,20 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import agent, calls, routes, stages, throughput
+from bench import agent, calls, routes, sampling, stages, throughput
 from bench.load import CPUS, ROOT, BenchError, idle_s
 from otelbpf import __version__
 from otelbpf.errors import OtelBpfError
 from otelbpf.native.object import libbpf_version
 
-SECTIONS = {"throughput": throughput, "calls": calls, "stages": stages, "routes": routes, "agent": agent}
+SECTIONS = {
+    "throughput": throughput,
+    "calls": calls,
+    "stages": stages,
+    "routes": routes,
+    "agent": agent,
+    "sampling": sampling,
+}
 PAGE = ROOT / "docs" / "benchmarks.md"
 HEAD = """\
 # Benchmarks

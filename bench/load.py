@@ -283,10 +283,10 @@ class Agent:
 
 
 @contextmanager
-def agent(to: Receiver, *selectors: str) -> Iterator[Agent]:
-    """The agent, tracing by default settings what *selectors* say."""
+def agent(to: Receiver, *selectors: str, **variables: str) -> Iterator[Agent]:
+    """The agent, tracing by default settings and these variables what *selectors* say."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
-    environment = clean | {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{to.port}"}
+    environment = clean | variables | {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{to.port}"}
     command = [sys.executable, "-m", "otelbpf", "run", "--allow-second", *selectors]
     with tempfile.TemporaryFile("w+") as log:
         started_ns = time.time_ns()

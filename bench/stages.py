@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from bench.load import BenchError
 from bench.report import Budget, Row, Table, spreads
 from otelbpf.agent import Agent
+from otelbpf.classes import Classes
 from otelbpf.config import Config, Sampling
 from otelbpf.correlate import Exchanges
 from otelbpf.http import HttpMapping
@@ -95,7 +96,7 @@ class Replayed:
         record = len(raw) // RECORDS
         self._step = DRAIN_BYTES // record * record
         self.context = Everything()
-        self._http = HttpMapping(self.context, (), SEEDS, url_query=False)
+        self._http = HttpMapping(self.context, (), SEEDS, Classes(print, print), url_query=False)
 
     def tick(self, *, last: bool) -> Iterator[SpanBatch]:
         for at in range(0, len(self._raw), self._step):
@@ -145,7 +146,7 @@ class Everything:
     def now_ns(self) -> int:
         return time.time_ns()
 
-    def tick(self) -> None: ...
+    def tick(self, *, last: bool) -> None: ...
     def stopping(self) -> bool:
         return False
 

@@ -10,6 +10,7 @@
 
 #include "compat.bpf.h"
 #include "exchange.h"
+#include "sample.bpf.h"
 
 enum state { IDLE = 0, REQUEST = 1, RESPONSE = 2 };
 
@@ -30,9 +31,11 @@ struct connection {
 	__u16 error;       /* errno of the connection when it closed */
 	__u64 swept_bytes; /* response bytes when it did */
 	__u64 peer; /* cookie of the client at the other end, when it is here; 0: not known */
+	struct sample sample;
 	struct exchange_event event;
 	__u8 heads[EXCHANGE_HEADS_LEN]; /* the request's, then the response's; follows the event on
 					   its way out */
+	__u64 beyond;                   /* eight of them may be read from any place */
 };
 
 /* Socket cookie -> connection. Cookies are never used twice, so no entry can be another socket's. */

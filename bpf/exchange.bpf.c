@@ -36,6 +36,10 @@ RING(exchange_events, 8 << 20);
 EVENT(exchange_event);
 EVENT(exchange_command);
 EVENT(exchange_sampler);
+EVENT(exchange_count);
+EVENT(exchange_line);
+
+#include "count.bpf.h"
 
 __u64 exchange_untracked; /* requests on connections for which `connections` had no room */
 __u64 exchange_torn;      /* exchanges given up: two CPUs at once, see lock() */
@@ -119,8 +123,14 @@ static __always_inline void emit_open(struct connection *c)
 	OUTPUT(exchange_events, &c->event, sizeof(c->event) + size);
 }
 
+/* No child will ask for its trace. */
+static __always_inline bool only_counted(struct connection *c)
+{
+	return sample_decide(c) == UNSAMPLED && !sample_keeps(c);
+}
+
 /* False: that exchange is no longer open. */
-static __always_inline bool announce(__u64 cookie, __u32 number)
+static __always_inline bool announce(__u64 cookie, __u32 number, __u8 *decision)
 {
 	struct connection *c = bpf_map_lookup_elem(&connections, &cookie);
 	bool open;
@@ -128,7 +138,11 @@ static __always_inline bool announce(__u64 cookie, __u32 number)
 	if (!c || !lock_patiently(c))
 		return false;
 	open = is_open(c, cookie, number);
-	if (open && !c->announced)
+	if (open)
+		join_client(c);
+	if (open && decision)
+		*decision = sample_decide(c);
+	if (open && !c->announced && !only_counted(c))
 		emit_open(c);
 	unlock(c);
 	return open;
@@ -150,9 +164,11 @@ static __always_inline void finish(struct connection *c, __u8 reason)
 	__u64 size;
 
 	join_client(c);
+	c->state = IDLE;
+	if (sample_count(c, reason) == COUNTED)
+		return;
 	size = prepare(c, reason);
 	OUTPUT(exchange_events, &c->event, size);
-	c->state = IDLE;
 }
 
 /* Copy [from, from + n) of user memory behind the *have* bytes captured in this direction. */
@@ -261,7 +277,7 @@ static __always_inline void begin_work(struct connection *c)
 	if (!t->many && t->cookie != e->cookie && exchange_open(t->cookie, t->number)) {
 		t->many = 1;
 		if (t->asks)
-			announce(t->cookie, t->number);
+			announce(t->cookie, t->number, NULL);
 	}
 	c->crowded = t->many && t->asks;
 	t->cookie = e->cookie;
@@ -277,14 +293,15 @@ static __always_inline void note_hand_over(__u32 pid)
 }
 
 /* The one inbound exchange open on this thread is the parent; of several, none. */
-static __always_inline void find_parent(struct exchange_event *e)
+static __always_inline void find_parent(struct connection *c)
 {
+	struct exchange_event *e = &c->event;
 	struct thread_exchange *t = thread_exchange(false);
 
 	if (!t)
 		return;
 	t->asks = 1;
-	if (!thread_trusted(t, e->pid) || !announce(t->cookie, t->number))
+	if (!thread_trusted(t, e->pid) || !announce(t->cookie, t->number, &c->sample.parent))
 		return;
 	e->parent_cookie = t->cookie;
 	e->parent_number = t->number;
@@ -300,6 +317,7 @@ static __always_inline void begin(struct connection *c, __u64 now, __u8 role)
 	c->announced = 0;
 	c->crowded = 0;
 	c->swept = 0;
+	sample_begins(&c->sample);
 	e->number++;
 	e->start_ns = now;
 	e->request_ns = now;
@@ -328,7 +346,7 @@ static __always_inline void begin(struct connection *c, __u64 now, __u8 role)
 	if (role == EXCHANGE_SERVER)
 		begin_work(c);
 	else
-		find_parent(e);
+		find_parent(c);
 }
 
 /* The first bytes of a message on a connection older than us. Anything else is the middle of
@@ -533,7 +551,7 @@ static __always_inline void on_data(struct sock *sk, struct connection *c, const
 		capture(c, b, n, false);
 		e->request_bytes += n;
 		e->request_ns = now;
-		if (c->crowded && !c->announced)
+		if (c->crowded && !c->announced && !only_counted(c))
 			emit_open(c);
 	} else if (c->state != IDLE) { /* else the request was before our time, or nobody asked */
 		if (c->state == REQUEST) {
@@ -892,13 +910,14 @@ static long sweep_one(void *map, __u64 *key, struct connection *c, struct exchan
 {
 	/* Cheap look first: most connections are idle, and a lock would disturb their owners. */
 	if (c->state != RESPONSE || (c->swept && c->swept_bytes == c->event.response_bytes) ||
-	    !paused(c, command) || !take(&c->busy))
+	    c->sample.told || c->sample.waiting == c->event.response_bytes || !paused(c, command) ||
+	    !take(&c->busy))
 		return 0;
-	if (c->state == RESPONSE && !c->torn && paused(c, command)) {
-		__u64 size;
-
-		join_client(c);
-		size = prepare(c, EXCHANGE_IDLE);
+	if (c->state != RESPONSE || c->torn || !paused(c, command))
+		goto out;
+	join_client(c);
+	if (sample_count(c, EXCHANGE_IDLE) == NOT_COUNTED) {
+		__u64 size = prepare(c, EXCHANGE_IDLE);
 
 		/* Without room the next sweep tries again. */
 		if (!TRY_OUTPUT(exchange_events, &c->event, size)) {
@@ -907,6 +926,7 @@ static long sweep_one(void *map, __u64 *key, struct connection *c, struct exchan
 			c->swept_len = c->event.response_len;
 		}
 	}
+out:
 	unlock(c);
 	return 0;
 }
@@ -930,6 +950,15 @@ int exchange_sweep(struct bpf_iter__bpf_map_elem *ctx)
 
 #else
 
+static long sweep_batch(void *map, __u32 *key, struct batch *b, void *none)
+{
+	if (b->items && take(&b->busy)) { /* else what is there goes with the next */
+		send_batch(b);
+		give(&b->busy);
+	}
+	return 0;
+}
+
 /* Send the exchanges whose response has paused. User space knows whether they are complete. */
 SEC("syscall")
 int exchange_sweep(struct exchange_command *in)
@@ -937,6 +966,7 @@ int exchange_sweep(struct exchange_command *in)
 	struct exchange_command command = { .idle_ns = in->idle_ns };
 
 	bpf_for_each_map_elem(&connections, sweep_one, &command, 0);
+	bpf_for_each_map_elem(&batches, sweep_batch, NULL, 0);
 	return 0;
 }
 

@@ -8,6 +8,8 @@ enum exchange_limits {
 	EXCHANGE_REQUEST_LEN = 1024,
 	EXCHANGE_RESPONSE_LEN = 512,
 	EXCHANGE_HEADS_LEN = 2048, /* a power of two over both, for the verifier */
+	EXCHANGE_CLASSES = 16384,
+	EXCHANGE_COUNTS_LEN = 4096, /* more than a record of counts has */
 };
 
 enum exchange_role {
@@ -74,6 +76,31 @@ struct exchange_event {
 	__u8 _pad[3];
 	__u8 local_addr[16]; /* IPv6, or IPv4-mapped IPv6 */
 	__u8 peer_addr[16];
+};
+
+/*
+ * An exchange that is no span. A record of these begins with 8 zero bytes, where
+ * an exchange_event has its cookie.
+ */
+struct exchange_count {
+	__u32 class; /* the number that user space gave to its line's key; 0: not yet, a line
+			follows */
+	__u32 duration_ns;
+	__u32 request_body;  /* bytes; 0xffffffff: unknown */
+	__u32 response_body; /* likewise */
+};
+
+/* What it was. Followed by the request line up to the query, the Host, and zeros up to 8 bytes. */
+struct exchange_line {
+	__u64 key; /* the same for all exchanges with the same of everything here */
+	__u64 process_start_ns;
+	__u32 pid;
+	__u16 status;
+	__u16 line_len;
+	__u16 host_len; /* a client's */
+	__u8 role;
+	__u8 version; /* 10, 11 */
+	__u8 _pad[4];
 };
 
 /* Which exchanges of one rule's processes become spans. */

@@ -79,7 +79,8 @@ static __always_inline void join_client(struct connection *c)
 	const struct exchange_event *asked;
 	struct connection *p;
 
-	if (!c->peer || e->parent_cookie || c->announced || c->swept || e->role != EXCHANGE_SERVER)
+	if (!c->peer || e->parent_cookie || c->announced || c->swept ||
+	    e->role != EXCHANGE_SERVER || c->sample.decision == UNSAMPLED)
 		return;
 	p = bpf_map_lookup_elem(&connections, &c->peer);
 	if (!p || !lock_patiently(p))
@@ -92,6 +93,7 @@ static __always_inline void join_client(struct connection *c)
 		e->root_cookie = asked->parent_cookie;
 		e->root_number = asked->parent_number;
 		e->root_rule = asked->rule;
+		c->sample.parent = p->sample.parent;
 	}
 	unlock(p);
 }

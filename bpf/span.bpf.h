@@ -87,5 +87,13 @@ static __always_inline bool thread_trusted(const struct thread_exchange *t, __u3
  */
 static __always_inline bool thread_exchange_proven(const struct thread_exchange *t, __u32 pid)
 {
-	return t && thread_trusted(t, pid) && exchange_open(t->cookie, t->number);
+	struct connection *c;
+
+	if (!t || !thread_trusted(t, pid))
+		return false;
+	c = bpf_map_lookup_elem(&connections, &t->cookie);
+	if (!c || !is_open(c, t->cookie, t->number))
+		return false;
+	c->sample.asked = 1;
+	return true;
 }

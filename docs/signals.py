@@ -341,7 +341,9 @@ def tally(owner: type) -> Tally:
     http = SimpleNamespace(assembler=assembler, omitted=dict.fromkeys(OMITTED, 0))
     mapping = SimpleNamespace(told=0, omitted=dict.fromkeys(tcp.OMITTED, 0))
     cuda_spans = SimpleNamespace(omitted=dict.fromkeys(cuda.OMITTED, 0), parents_missed=0)
-    stub = SimpleNamespace(kernel=kernel, object=kernel, http=http, mapping=mapping, spans=cuda_spans, full=lambda: 0)
+    ring = SimpleNamespace(read=0)
+    rings = {"full": lambda: 0, "ring": ring, "rings": (ring,), "_process_ring": ring, "_exec_ring": ring}
+    stub = SimpleNamespace(kernel=kernel, object=kernel, http=http, mapping=mapping, spans=cuda_spans, **rings)
     result: Tally = owner.tally(stub)  # type: ignore[attr-defined]
     return result
 

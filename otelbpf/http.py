@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from otelbpf import __version__
 from otelbpf.aggregate import Histogram, SeriesTable
 from otelbpf.buckets import Spans
+from otelbpf.classes import Classes
 from otelbpf.model import Points, Resource, Scope, SpanBatch, SpanShape, View
-from otelbpf.native.assembler import UNKNOWN, Assembler, Seeds
+from otelbpf.native.assembler import BY_SHAPE, Assembler, Seeds
 from otelbpf.probe import Context
 from otelbpf.protocols.http1 import (
     DURATION_BOUNDS_S,
@@ -62,19 +63,32 @@ class Meter:
     def histograms(self) -> tuple[Histogram, ...]:
         return self.duration, self.request, self.response
 
-    def record(self, series: NDArray[Any], rows: NDArray[Any], spans: Spans) -> None:
+    def record(
+        self,
+        series: NDArray[Any],
+        ns: NDArray[Any],
+        request: NDArray[Any],
+        response: NDArray[Any],
+        spans: Spans | None = None,
+    ) -> None:
+        """Count n requests: how long they took, and their bodies' sizes; the largest integer is an unknown one."""
         n = len(self.table)
-        self.duration.record(series, (rows["end_ns"] - rows["start_ns"]) * 1e-9, n, spans)
-        for histogram, sizes in ((self.request, rows["request_body"]), (self.response, rows["response_body"])):
-            known = sizes != UNKNOWN
-            histogram.record(series[known], sizes[known].astype(np.float64), n)
+        self.duration.record(series, ns * 1e-9, n, spans)
+        for histogram, sizes in ((self.request, request), (self.response, response)):
+            known = sizes != np.iinfo(sizes.dtype).max
+            if known.all():
+                histogram.record(series, sizes.astype(np.float64), n)
+            else:
+                histogram.record(series[known], sizes[known].astype(np.float64), n)
 
 
 class HttpMapping:
     """Turns framed exchange records into batches of spans, and counts them into histograms."""
 
-    def __init__(self, context: Context, routes: Sequence[str], seeds: Seeds, *, url_query: bool) -> None:
-        self.context = context
+    def __init__(
+        self, context: Context, routes: Sequence[str], seeds: Seeds, classes: Classes, *, url_query: bool
+    ) -> None:
+        self.context, self.classes = context, classes
         self.routes = Routes(routes)
         self.ask_s = 0.0
         self.asked = 0
@@ -91,6 +105,7 @@ class HttpMapping:
             ignore: Told the cookies of connections that speak nothing we read.
         """
         for rows in self.assembler.feed(records, size):
+            self._count_others()
             yield from self._batches(rows)
             ignore(self.assembler.ignored())
 
@@ -102,12 +117,13 @@ class HttpMapping:
 
     def forget(self) -> None:
         """Ask for Resources again from now on."""
+        self.classes.clear()
         self.assembler.forget()
 
     def set_routes(self, routes: Sequence[str]) -> None:
         """From now on, spans and series have these; what was counted stays where it was."""
         self.routes = Routes(routes)
-        self.assembler.forget()
+        self.forget()
 
     def _restart(self) -> None:
         """Shape indices begin again."""
@@ -172,6 +188,30 @@ class HttpMapping:
             number = self.numbers[key] = table.index(described.span.resource, described.metric)
         return number
 
+    def _count_others(self) -> None:
+        """Take what is for the metrics only."""
+        counts = self.assembler.counted()
+        if not len(counts):
+            return
+        self._learn()
+        number = counts["class"]
+        roles, series = self.classes.find(number)
+        by_shape = np.flatnonzero(number >= BY_SHAPE)
+        if len(by_shape):
+            shapes = number[by_shape] ^ BY_SHAPE
+            if self.routes.learns:
+                self._ask_again(shapes)
+            roles[by_shape], series[by_shape] = self.role[shapes], self.series[shapes]
+        for role, meter in self.meters.items():
+            mine = np.flatnonzero((roles == role) & (series >= 0))
+            if len(mine):
+                own = counts[mine]
+                meter.record(series[mine], own["duration_ns"], own["request_body"], own["response_body"])
+        self.omitted["unsampled"] += len(counts)
+        for key, shape in self.assembler.lessons():
+            if not self.nameless[shape]:
+                self.classes.add(key, int(self.role[shape]), int(self.series[shape]))
+
     def _batches(self, rows: NDArray[Any]) -> Iterator[SpanBatch]:
         if not len(rows):
             return
@@ -215,7 +255,8 @@ class HttpMapping:
                 continue
             these = rows if len(mine) == len(rows) else rows[mine]
             spans = Spans(these["trace_id"], these["span_id"], self.context.unix_ns(these["end_ns"]), told[mine])
-            meter.record(self.series[these["shape"]], these, spans)
+            took = these["end_ns"] - these["start_ns"]
+            meter.record(self.series[these["shape"]], took, these["request_body"], these["response_body"], spans)
 
     def _remember(self, rows: NDArray[Any], ours: NDArray[np.bool_]) -> None:
         resources = self.resource[rows["shape"]]
@@ -255,13 +296,15 @@ class HttpMapping:
 
     def _forget_processes(self) -> None:
         living, forgot = self.context.living(), False
-        for meter in self.meters.values():
+        for role, meter in self.meters.items():
             moved = meter.table.keep(living)
             if moved is not None:
                 forgot = True
                 for histogram in meter.histograms:
                     histogram.move(moved)
+                self.classes.move(role, moved)
         self.routes.keep({service(each) for each in living})
+        self.classes.make_room()
         if forgot:
             self.assembler.forget()  # shapes know series by number
 

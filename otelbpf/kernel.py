@@ -292,7 +292,12 @@ class Host:
         seen = sum(self.kernel.counter(f"{ring}_seen") for ring in rings)
         lost = sum(self.kernel.counter(f"{ring}_lost") for ring in rings)
         full = self.full()
-        return Tally(seen=seen + full, handled=seen - lost, lost={"ring": lost, "processes": full})
+        return Tally(
+            seen=seen + full,
+            handled=seen - lost,
+            read=self._process_ring.read + self._exec_ring.read,
+            lost={"ring": lost, "processes": full},
+        )
 
     def close(self) -> None:
         self._process_ring.close()

@@ -102,6 +102,8 @@ class Tally:
 
     seen: int
     handled: int
+    read: int = 0
+    """Bytes that came through the rings."""
     lost: Mapping[str, int] = field(default_factory=dict)
     """By reason: no room in the kernel."""
     malformed: int = 0

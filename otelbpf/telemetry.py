@@ -132,6 +132,7 @@ def _events(tallies: Mapping[str, Tally]) -> Iterator[Metric]:
         ]
 
     yield Metric("otelbpf.events.seen", "{event}", "Events that the kernel side made.", of("seen"))
+    yield Metric("otelbpf.ring.read", "By", "What came out of the kernel.", of("read"))
     yield Metric(
         "otelbpf.events.handled",
         "{event}",

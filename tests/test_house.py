@@ -29,7 +29,7 @@ FLOORS = (
     {"kernel", "probes", "telemetry", "health", "service", "status"},
     {"http", "tcp", "cuda"},
     {"capture", "probe", "selection"},
-    {"aggregate", "command", "correlate", "identity", "native", "otlp", "protocols", "tape"},
+    {"aggregate", "classes", "command", "correlate", "identity", "native", "otlp", "protocols", "tape"},
     {"buckets"},
     {"config", "model", "procfs"},
     {"errors"},
@@ -38,7 +38,19 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Both read a constant or fill a struct of the headers, and call nothing.
 SHIM_USERS = {"cuda/metrics.py", "kernel.py", "probes/cuda.py", "probes/exchange.py", "probes/tcp.py"}
 
-PROBES_KNOW = {"aggregate", "buckets", "capture", "correlate", "errors", "model", "native", "probe", "protocols"}
+PROBES_KNOW = {
+    "aggregate",
+    "buckets",
+    "capture",
+    "classes",
+    "config",
+    "correlate",
+    "errors",
+    "model",
+    "native",
+    "probe",
+    "protocols",
+}
 PROBES_KNOW |= {"cuda", "http", "tcp"}  # mappings
 
 modules = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

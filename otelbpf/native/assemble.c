@@ -29,8 +29,13 @@ enum {
 	MAX_STRINGS = 32768,
 	MAX_STRING_BYTES = 4 << 20,
 	MAX_SHAPES = 16384,
-	STRINGS_FOR_TWO = 32, /* more than two rows can add */
-	BYTES_FOR_TWO = 2 * (MAX_HEADS + TRACE_STATE_ROOT_LEN) + 128,
+	/* One record adds two rows at most, or a page of counts. */
+	MAX_COUNTS = 4096 / sizeof(struct exchange_count),
+	MAX_LINES = 4096 / (sizeof(struct exchange_count) + sizeof(struct exchange_line)),
+	STRINGS_FOR_ONE = 3 * MAX_LINES,
+	BYTES_FOR_ONE = 4096 + 128,
+	MAX_COUNTED = 16384,
+	MAX_LESSONS = 1024,
 	HELD_SLOTS = 16384, /* a power of two */
 	MAX_HELD = 8192,
 	MAX_SAMPLERS = 256,
@@ -80,6 +85,9 @@ struct otb_http {
 	struct held **held; /* HELD_SLOTS, open addressing by cookie */
 	struct context (*contexts)[CONTEXT_WAYS];
 	uint64_t ignore[MAX_IGNORE];
+	uint32_t n_counted, n_lessons;
+	struct exchange_count counted[MAX_COUNTED];
+	struct http_lesson lessons[MAX_LESSONS];
 	struct http_row rows[];
 };
 
@@ -720,6 +728,96 @@ static void add_row(otb_http *h, const struct exchange_event *e, uint32_t last_n
 	h->counts.rows++;
 }
 
+/* ---- counts ---- */
+
+/* A line as if the kernel side had sent all of its exchange: the same shape for the metrics. */
+static uint32_t line_shape(otb_http *h, const struct exchange_line *line, const uint8_t *at)
+{
+	static const char before_host[] = " HTTP/1.1\r\nHost: ", end[] = "\r\n\r\n";
+	uint8_t head[EXCHANGE_REQUEST_LEN + sizeof(before_host) + sizeof(end)], *to = head;
+	struct http1_request q;
+	struct http_shape shape;
+
+	if (line->line_len + line->host_len > EXCHANGE_REQUEST_LEN)
+		return UINT32_MAX;
+	memcpy(to, at, line->line_len);
+	to += line->line_len;
+	memcpy(to, before_host, sizeof(before_host) - 1);
+	to += sizeof(before_host) - 1;
+	memcpy(to, at + line->line_len, line->host_len);
+	to += line->host_len;
+	memcpy(to, end, sizeof(end) - 1);
+	to += sizeof(end) - 1;
+	if (http1_parse_request(head, (uint32_t)(to - head), &q) != HTTP1_HEAD ||
+	    q.head_len != to - head)
+		return UINT32_MAX;
+	memset(&shape, 0, sizeof(shape));
+	shape.process_start_ns = line->process_start_ns;
+	shape.pid = line->pid;
+	shape.role = line->role;
+	shape.method = text(h, q.method);
+	shape.method_id = (uint8_t)http1_method(q.method.at, q.method.len);
+	shape.path = text(h, q.path);
+	shape.host = line->role == EXCHANGE_CLIENT ? text(h, q.host) : 0;
+	shape.version = line->version;
+	shape.status = line->status;
+	return intern_id(h->shapes, &shape, sizeof(shape));
+}
+
+static void on_line(otb_http *h, struct exchange_count *count, const struct exchange_line *line,
+		    const uint8_t *at)
+{
+	uint32_t before = intern_count(h->shapes), id;
+
+	id = line->role == EXCHANGE_SERVER || line->role == EXCHANGE_CLIENT
+		     ? line_shape(h, line, at)
+		     : UINT32_MAX;
+	if (id == UINT32_MAX) {
+		h->counts.uncounted++;
+		return;
+	}
+	if (intern_count(h->shapes) == before && h->n_lessons < MAX_LESSONS)
+		h->lessons[h->n_lessons++] =
+			(struct http_lesson){ .key = line->key, .shape = id - 1 };
+	count->class = HTTP_BY_SHAPE | (id - 1);
+	h->counted[h->n_counted++] = *count;
+	h->counts.counted++;
+}
+
+/* What follows the zeros of a record of counts. */
+static void on_counts(otb_http *h, const uint8_t *at, uint32_t len)
+{
+	struct exchange_count count;
+	struct exchange_line line;
+	uint32_t text_len;
+
+	for (uint32_t n = 0; len >= sizeof(count) && n < MAX_COUNTS; n++) {
+		memcpy(&count, at, sizeof(count));
+		at += sizeof(count);
+		len -= sizeof(count);
+		if (count.class) {
+			count.class &= HTTP_BY_SHAPE - 1;
+			h->counted[h->n_counted++] = count;
+			h->counts.counted++;
+			continue;
+		}
+		if (len < sizeof(line))
+			return;
+		memcpy(&line, at, sizeof(line));
+		at += sizeof(line);
+		len -= sizeof(line);
+		text_len = (uint32_t)line.line_len + line.host_len;
+		if (text_len > len)
+			return;
+		on_line(h, &count, &line, at);
+		text_len = (text_len + 7) & ~7u;
+		if (text_len > len)
+			return;
+		at += text_len;
+		len -= text_len;
+	}
+}
+
 /* ---- records ---- */
 
 static void ignore(otb_http *h, const struct exchange_event *e)
@@ -963,12 +1061,16 @@ static void on_record(otb_http *h, const struct exchange_event *e, const uint8_t
 
 uint32_t otb_http_feed(otb_http *h, const uint8_t *records, uint32_t len)
 {
+	static const uint64_t no_cookie = 0;
 	uint32_t at = 0;
 
 	h->n_rows = 0;
 	h->n_ignore = 0;
+	h->n_counted = 0;
+	h->n_lessons = 0;
 	/* One record finishes at most two exchanges: what was held, and itself. */
-	while (len - at >= RECORD_HEADER && h->n_rows + 2 <= h->max_rows && !otb_http_full(h)) {
+	while (len - at >= RECORD_HEADER && h->n_rows + 2 <= h->max_rows &&
+	       h->n_counted + MAX_COUNTS <= MAX_COUNTED && !otb_http_full(h)) {
 		const uint8_t *body = records + at + RECORD_HEADER, *heads;
 		struct exchange_event e;
 		uint32_t size, captured;
@@ -979,6 +1081,10 @@ uint32_t otb_http_feed(otb_http *h, const uint8_t *records, uint32_t len)
 		at += RECORD_HEADER + ((size + 7) & ~7u);
 		if (at > len)
 			at = len;
+		if (size >= sizeof(no_cookie) && !memcmp(body, &no_cookie, sizeof(no_cookie))) {
+			on_counts(h, body + sizeof(no_cookie), size - sizeof(no_cookie));
+			continue;
+		}
 		h->counts.records++;
 		if (size < sizeof(e)) {
 			h->counts.malformed++;
@@ -1010,6 +1116,8 @@ void otb_http_flush(otb_http *h, uint64_t now_ns, int all)
 {
 	h->n_rows = 0;
 	h->n_ignore = 0;
+	h->n_counted = 0;
+	h->n_lessons = 0;
 	for (uint32_t i = 0;
 	     h->n_held && i < HELD_SLOTS && h->n_rows < h->max_rows && !otb_http_full(h); i++) {
 		struct held *p = h->held[i];
@@ -1026,6 +1134,18 @@ const struct http_row *otb_http_rows(const otb_http *h, uint32_t *n)
 {
 	*n = h->n_rows;
 	return h->rows;
+}
+
+const struct exchange_count *otb_http_counted(const otb_http *h, uint32_t *n)
+{
+	*n = h->n_counted;
+	return h->counted;
+}
+
+const struct http_lesson *otb_http_lessons(const otb_http *h, uint32_t *n)
+{
+	*n = h->n_lessons;
+	return h->lessons;
 }
 
 const uint8_t *otb_http_shape(const otb_http *h, uint32_t index)
@@ -1066,9 +1186,9 @@ static size_t bytes_used(const struct intern *table)
 
 int otb_http_full(const otb_http *h)
 {
-	return intern_count(h->strings) + STRINGS_FOR_TWO > MAX_STRINGS ||
-	       intern_count(h->shapes) + 2 > MAX_SHAPES ||
-	       bytes_used(h->strings) + BYTES_FOR_TWO > MAX_STRING_BYTES;
+	return intern_count(h->strings) + STRINGS_FOR_ONE > MAX_STRINGS ||
+	       intern_count(h->shapes) + MAX_LINES > MAX_SHAPES ||
+	       bytes_used(h->strings) + BYTES_FOR_ONE > MAX_STRING_BYTES;
 }
 
 void otb_http_forget(otb_http *h)

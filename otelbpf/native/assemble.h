@@ -44,6 +44,18 @@ struct http_shape {
 	uint8_t _pad[4];
 };
 
+/* Beside the numbers that the caller gave: exchange_count.class is this and a shape's index. */
+enum http_count {
+	HTTP_BY_SHAPE = 0x40000000,
+};
+
+/* A line that came again: worth a number. */
+struct http_lesson {
+	uint64_t key;
+	uint32_t shape; /* index, from 0 */
+	uint8_t _pad[4];
+};
+
 struct http_row {
 	uint64_t cookie;   /* with number, what other events call this exchange */
 	uint64_t start_ns; /* CLOCK_MONOTONIC, this and the next two */
@@ -84,6 +96,8 @@ struct http_counts {
 	uint64_t held;           /* now waiting for more of themselves */
 	uint64_t parents_missed; /* a parent was open, but its head was lost */
 	uint64_t held_full;      /* finished early: too many were held */
+	uint64_t counted;        /* exchanges that are no records of their own */
+	uint64_t uncounted;      /* of such: no HTTP after all */
 };
 
 typedef struct otb_http otb_http;
@@ -105,6 +119,9 @@ uint32_t otb_http_feed(otb_http *h, const uint8_t *records, uint32_t len);
 void otb_http_flush(otb_http *h, uint64_t now_ns, int all);
 
 const struct http_row *otb_http_rows(const otb_http *h, uint32_t *n);
+/* What is no row: exchanges for the metrics only. Valid as long as rows are. */
+const struct exchange_count *otb_http_counted(const otb_http *h, uint32_t *n);
+const struct http_lesson *otb_http_lessons(const otb_http *h, uint32_t *n);
 const uint8_t *otb_http_shape(const otb_http *h,
 			      uint32_t index); /* the bytes of a struct http_shape */
 uint32_t otb_http_shapes(const otb_http *h);

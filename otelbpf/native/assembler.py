@@ -15,6 +15,9 @@ from otelbpf.native._shim import ffi, lib
 from otelbpf.native.layout import dtype
 
 ROW = dtype("http_row")
+COUNT = dtype("exchange_count")
+BY_SHAPE = int(lib.HTTP_BY_SHAPE)
+"""In a count's class: what remains is a shape's index, not a number of the caller's."""
 SHAPE = dtype("http_shape")
 Shape: Any = namedtuple("Shape", SHAPE.names)  # type: ignore[arg-type, misc]  # noqa: PYI024 - the header names the fields
 """One ``struct http_shape`` as plain ints."""
@@ -73,6 +76,16 @@ class Assembler:
             full = self._forget_if_full()
             if not full and len(rows) < MAX_ROWS:
                 return
+
+    def counted(self) -> NDArray[Any]:
+        """The last feed's exchanges that are for the metrics only: ``struct exchange_count``. Valid as rows are."""
+        start = lib.otb_http_counted(self._ptr, self._n)
+        return np.frombuffer(ffi.buffer(start, self._n[0] * COUNT.itemsize), COUNT)
+
+    def lessons(self) -> Iterator[tuple[int, int]]:
+        """The keys of lines that came again, with their shapes."""
+        start = lib.otb_http_lessons(self._ptr, self._n)
+        return ((start[i].key, start[i].shape) for i in range(self._n[0]))
 
     def shapes(self, start: int) -> list[Any]:
         """The shapes from index *start* on, as `Shape`."""

@@ -125,6 +125,14 @@ class Object:
     def map_fd(self, map_name: str) -> int:
         return int(self._done(lib.otb_map_fd(self._ptr, map_name.encode()), f"finding map {map_name}"))
 
+    def set_entry(self, map_name: str, key: bytes, value: bytes) -> None:
+        """Write one map entry."""
+        map_set(self.map_fd(map_name), key, value)
+
+    def drop_entry(self, map_name: str, key: bytes) -> None:
+        """Remove one map entry, if there is one."""
+        map_delete(self.map_fd(map_name), key)
+
     def counter(self, name: str) -> int:
         """Read a ``__u64`` of the object's .bss."""
         value = ffi.new("uint64_t *")
@@ -294,6 +302,8 @@ class Ring:
             raise LoadError(obj.name, f"ring {name} cannot be mapped: {os.strerror(ffi.errno)}")
         self.tap: Callable[[bytes, bool], None] | None = None
         """Told what each `drain` returns."""
+        self.read = 0
+        """Bytes drained so far, frames included."""
         self._size = ffi.new("uint32_t *")
         self._more = ffi.new("int *")
 
@@ -304,6 +314,7 @@ class Ring:
     def drain(self) -> tuple[Any, int, bool]:
         """Return framed records: (cffi pointer valid until the next call, bytes, whether more are waiting)."""
         start = lib.otb_ring_drain(self._ptr, self._size, self._more)
+        self.read += self._size[0]
         if self.tap:
             self.tap(bytes(ffi.buffer(start, self._size[0])), bool(self._more[0]))
         return start, self._size[0], bool(self._more[0])

@@ -143,6 +143,7 @@ class Cuda:
         return Tally(
             seen=seen,
             handled=seen - lost,
+            read=sum(ring.read for ring in self.rings),
             lost={"ring": lost},
             omitted=dict(self.spans.omitted),
             flawed={"parent": self.spans.parents_missed},

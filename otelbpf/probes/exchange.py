@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,19 +12,26 @@ from typing import Any
 from numpy.typing import NDArray
 
 from otelbpf.capture import NAMES, OLD, Capture, check
+from otelbpf.classes import Classes
+from otelbpf.config import Sampling
 from otelbpf.http import HttpMapping
 from otelbpf.model import Points, SpanBatch, View
 from otelbpf.native._shim import ffi, lib
+from otelbpf.native.assembler import sampler
 from otelbpf.native.object import DRAIN_BYTES, Object
 from otelbpf.probe import Context, Probe, Tally
 from otelbpf.protocols import redact as redacted
 from otelbpf.protocols.routes import LEARNED, Routes
 
+HANDLED = ("rows", "opened", "repeated", "merged", "held", "counted")
 UNCOVERED = ("tls", "http2", "upgrade", "pipelined", "unknown")
 IDLE_NS = 20_000_000
 """How long a response must have paused before it is looked at. One that is not complete is held, not cut."""
 MIN_RING_BYTES, MAX_RING_BYTES = 4096, 1 << 30
 MAX_CONNECTIONS = 1 << 22
+MAX_RULES = 256
+BATCHES = 1 << (max(1, os.cpu_count() or 1) - 1).bit_length()
+"""Where the kernel side collects counts: one for each CPU, of which there is a power of two at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,8 @@ def prepare(obj: Object, config: ExchangeConfig, context: Context) -> None:
     obj.layout("exchange_event")
     obj.layout("exchange_command")
     obj.set_max_entries("exchange_events", config.ring_bytes)
+    if not obj.name.startswith(OLD):
+        obj.set_max_entries("batches", BATCHES)
     for each in ("connections", "socket_ids"):
         obj.set_max_entries(each, config.max_connections)
     obj.set_constants({"follow_sockets": context.follow_sockets})
@@ -69,13 +79,20 @@ class Exchange:
     def __init__(self, config: ExchangeConfig, context: Context) -> None:
         self.context, self.generation = context, context.generation
         seeds = context.random(), context.random()
-        self.http = HttpMapping(context, config.routes or (), seeds, url_query=config.url_query)
-        constants = {**context.constants, "exchange_events_high": config.ring_bytes // 2}
+        classes = Classes(self._teach, self._unteach)
+        self.http = HttpMapping(context, config.routes or (), seeds, classes, url_query=config.url_query)
+        constants = {
+            **context.constants,
+            "exchange_events_high": config.ring_bytes // 2,
+            "id_seed_0": seeds[0],
+            "id_seed_1": seeds[1],
+            "batches_mask": BATCHES - 1,
+        }
         self.capture = Capture(config.capture, context.object, constants, lambda obj: prepare(obj, config, context))
         self.object = context.exchange = self.capture.object
         try:
-            heads = lib.EXCHANGE_REQUEST_LEN + lib.EXCHANGE_RESPONSE_LEN
-            self.ring = self.object.ring("exchange_events", "exchange_event", heads)
+            self.ring = self.object.ring("exchange_events", "exchange_event", lib.EXCHANGE_COUNTS_LEN)
+            self._sample(context.samplers)
         except BaseException:
             self.object.close()
             raise
@@ -118,6 +135,19 @@ class Exchange:
     def set_routes(self, routes: Sequence[str]) -> None:
         self.http.set_routes(routes)
 
+    def _sample(self, samplers: Sequence[Sampling]) -> None:
+        if self.capture.rung.stem == OLD:
+            return  # user space alone decides
+        for rule in range(MAX_RULES):
+            how = ffi.new("struct exchange_sampler *", sampler(samplers[rule if rule < len(samplers) else 0]))
+            self.object.set_entry("samplers", rule.to_bytes(4, "little"), bytes(ffi.buffer(how)))
+
+    def _teach(self, key: int, number: int) -> None:
+        self.object.set_entry("classes", key.to_bytes(8, "little"), number.to_bytes(4, "little"))
+
+    def _unteach(self, key: int) -> None:
+        self.object.drop_entry("classes", key.to_bytes(8, "little"))
+
     def points(self, time_ns: int, view: View) -> Sequence[Points]:
         return self.http.points(time_ns, view)
 
@@ -125,12 +155,14 @@ class Exchange:
         counts = self.http.assembler.counts()
         torn, untracked = (self.object.counter(f"exchange_{name}") for name in ("torn", "untracked"))
         lost = self.object.counter("exchange_events_lost")
+        counted, uncounted = (self.object.counter(f"exchange_counted{each}") for each in ("", "_lost"))
         return Tally(
-            seen=self.object.counter("exchange_events_seen") + torn + untracked,
-            handled=counts["rows"] + counts["opened"] + counts["repeated"] + counts["merged"] + counts["held"],
-            lost={"ring": lost, "connections": untracked, "contention": torn},
+            seen=self.object.counter("exchange_events_seen") + counted + torn + untracked,
+            handled=sum(counts[each] for each in HANDLED),
+            read=self.ring.read,
+            lost={"ring": lost + uncounted, "connections": untracked, "contention": torn},
             malformed=counts["malformed"],
-            uncovered={kind: counts[kind] for kind in UNCOVERED},
+            uncovered={kind: counts[kind] for kind in UNCOVERED} | {"unknown": counts["unknown"] + counts["uncounted"]},
             omitted=dict(self.http.omitted),
             flawed={"parent": counts["parents_missed"], "end": counts["held_full"]},
         )

@@ -136,6 +136,7 @@ class Tcp:
         return Tally(
             seen=self.object.counter("tcp_episodes_seen") + untracked,
             handled=self.mapping.told,
+            read=self.ring.read,
             lost={"ring": lost, "episodes": untracked},
             omitted=dict(self.mapping.omitted),
         )

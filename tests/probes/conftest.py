@@ -7,8 +7,10 @@ is this very process.
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 
@@ -113,8 +115,10 @@ def trace():
     """trace(app, ...): select these children; yields a Tracing. Checks that every event is accounted for."""
 
     @contextmanager
-    def tracing(*apps, ports=(), **config):
+    def tracing(*apps, ports=(), sampling=None, **config):
         with Host(ports, 2000) as host:
+            if sampling:
+                host.samplers = (sampling,)
             for each in apps:
                 host.select(each.pid)
             exchange = Exchange(ExchangeConfig(**config), host)
@@ -130,3 +134,26 @@ def trace():
                 exchange.close()
 
     return tracing
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+
+
+@pytest.fixture
+def backend():
+    """A server that is not traced, in this process: its port."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        while True:
+            try:
+                c, _ = server.accept()
+            except OSError:
+                return
+            with c:
+                while c.recv(65536):
+                    c.sendall(OK)
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield server.getsockname()[1]
+    server.close()

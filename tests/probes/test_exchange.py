@@ -7,7 +7,6 @@ import itertools
 import os
 import socket
 import struct
-import threading
 import time
 
 import numpy as np
@@ -613,26 +612,6 @@ def get(request=GET, n=1):
     return c
 """
 )
-
-
-@pytest.fixture
-def backend():
-    """A server that is not traced, in this process: its port."""
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def serve():
-        while True:
-            try:
-                c, _ = server.accept()
-            except OSError:
-                return
-            with c:
-                while c.recv(65536):
-                    c.sendall(OK)
-
-    threading.Thread(target=serve, daemon=True).start()
-    yield server.getsockname()[1]
-    server.close()
 
 
 def run_client(child, port):
