@@ -34,7 +34,8 @@ from otelbpf.cuda import spans as cuda
 from otelbpf.cuda.apis import APIS
 from otelbpf.cuda.names import Kernel
 from otelbpf.http import OMITTED, SCOPE, Meter
-from otelbpf.identity import Processes, agent_resource, host
+from otelbpf.identity import Processes, agent_resource, host, program
+from otelbpf.identity.place import Place
 from otelbpf.kernel import Host
 from otelbpf.model import HistogramPoints, Points, Resource, SpanShape, View
 from otelbpf.native.assembler import Shape
@@ -188,21 +189,31 @@ COUNTED: Mapping[str, str] = {
     "response.body.size": "exchanges whose response length can be told (no chunked ones)",
 }
 RESOURCE: Mapping[str, str] = {
+    "container.id": "`/proc/PID/cgroup`, as Docker, containerd, CRI-O and Podman name control groups",
     "host.arch": "uname",
     "host.id": "`/etc/machine-id`, if there is one",
     "host.name": "uname",
+    "k8s.pod.uid": "`/proc/PID/cgroup`, as the kubelet names control groups",
     "os.description": "`/etc/os-release`, if there is one",
     "os.type": "`linux`",
     "os.version": "`/etc/os-release`, if it says",
+    "otelbpf.systemd.unit": "`/proc/PID/cgroup`, if it is below a `.service` that is not a container's",
     "process.command": "the first word of the command line",
     "process.creation.time": "the kernel's start time of the process",
+    "process.executable.build_id.gnu": "the file's note",
+    "process.executable.build_id.go": "the file's note, of what Go built",
     "process.executable.name": "the last part of the path",
     "process.executable.path": "`/proc/PID/exe`; or what was given to execve",
+    "process.linux.cgroup": "the line of `/proc/PID/cgroup` that tells most",
     "process.pid": "the kernel",
+    "process.runtime.name": "`cpython`, `nodejs`, `.NET`, `ruby` by the executable's name; `OpenJDK Runtime "
+    "Environment` by Java's `release` file; `go` by the build information in the file",
+    "process.runtime.version": "likewise; of Python the file, or its name; of Node.js its headers, if installed; of "
+    "Java `release`; of Ruby and .NET the name of their library",
     "service.instance.id": "a UUID made of machine, boot, pid and start time; the agent's own is random",
     "service.name": "`OTEL_SERVICE_NAME` in the process's environment, else `service.name` in its "
-    "`OTEL_RESOURCE_ATTRIBUTES`, else what it runs: module, script, jar or executable, else "
-    "`unknown_service:` and its command name",
+    "`OTEL_RESOURCE_ATTRIBUTES`, else what it runs: module, script, jar or executable; of an "
+    "interpreter that does not say, the systemd unit; else `unknown_service:` and its command name",
     "service.version": "the agent's version",
     "telemetry.distro.name": "`otelbpf`",
     "telemetry.distro.version": "the agent's version",
@@ -241,6 +252,8 @@ def signals() -> Signals:
         processes = Processes()
         nobody = 2**22 + 1, 10**9  # no pid is that large, so /proc has nothing to say
         processes.exec(*nobody, b"python3", b"/usr/bin/python3", b"python3\0app.py\0", b"")
+        found = processes._process(processes._key(*nobody))  # noqa: SLF001 - what only /proc tells
+        found.place, found.program = Place("x", "x", "x", "x"), dict.fromkeys(program.ATTRIBUTES, "x")
         seen.process, seen.agent = processes.resource(*nobody), agent_resource()
     context: Any = SimpleNamespace(now_ns=lambda: 0, views=(View(),))
     for role in Role:

@@ -83,6 +83,7 @@ def children(pid: int) -> Iterator[int]:
 class Cgroup:
     """One line of /proc/PID/cgroup."""
 
+    hierarchy: int
     controllers: tuple[str, ...]
     """Of version 1; "name=X" for a named hierarchy, none for version 2."""
     path: str
@@ -94,5 +95,5 @@ def cgroups(pid: int) -> list[Cgroup]:
         number, _, rest = line.partition(":")
         controllers, colon, path = rest.partition(":")
         if number.isdecimal() and colon:
-            found.append(Cgroup(tuple(filter(None, controllers.split(","))), path))
+            found.append(Cgroup(int(number), tuple(filter(None, controllers.split(","))), path))
     return found

@@ -25,6 +25,8 @@ from uuid import UUID, uuid4, uuid5
 from otelbpf import procfs
 from otelbpf.config import Rule
 from otelbpf.identity.host import DISTRO, host_attributes
+from otelbpf.identity.place import NOWHERE, Place, place
+from otelbpf.identity.program import Programs
 from otelbpf.model import Resource, Value
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,8 @@ class _Process:
     contexts: frozenset[bytes] = frozenset()
     exited: bool = False
     rule: int = 0
+    place: Place | None = None
+    program: Mapping[str, str] = field(default_factory=dict)
 
 
 _Key = tuple[int, int]  # pid, start in ticks
@@ -82,6 +86,7 @@ class Processes:
     ) -> None:
         """*rule_of* tells the rule of a living process by its pid; *rules* says what a rule's processes are called."""
         self._rule_of, self._rules = rule_of, rules or {}
+        self._programs = Programs()
         self._host = host_attributes()
         self._boot_id = _boot_id()
         self._boot_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -104,6 +109,7 @@ class Processes:
         """
         process = self._process(self._key(pid, start_ns))
         process.image = _image(_text(comm), _executable(filename, args), args, environ)
+        process.program = {}
         process.rule = rule
         process.exited = False  # it may have been a program that is not selected
         known, process.resource = process.resource, None
@@ -128,12 +134,13 @@ class Processes:
         key = self._key(parent_pid, 0)
         parent = self._process(key)
         if parent.image is None and (read := _read(*key)):
-            parent.image, parent.parent = read
+            parent.image, parent.parent, parent.place = read
         process = self._process(self._key(pid, start_ns))
         process.parent = parent_pid
         process.rule = process.rule or rule
         if process.image is None:  # or its exec, read from another ring, was seen first
-            process.image = parent.image
+            process.image, process.program = parent.image, parent.program
+        process.place = process.place or parent.place
 
     def exit(self, pid: int, start_ns: int, rule: int = 0) -> None:
         """Forget that process 60 s after the next `expire`."""
@@ -219,16 +226,18 @@ class Processes:
         process = self._process(key)
         if process.resource is None:
             image = process.image
+            program = self._programs.attributes(key[0], procfs.executable(key[0]).decode(errors="replace"))
             if read := _read(*key):
                 # kept for a child whose fork we hear of when both are gone
                 image = process.image = _merged(read[0], image)
                 process.parent = process.parent or read[1]
+                process.place, process.program = read[2], program
             image = image or _image("", "", b"", b"")
             if image.worker:
                 image = replace(image, name=self._masters_name(process.parent) or image.name)
             process.contexts = image.contexts
             given = self._rules.get(self._ruled(key, process))
-            process.resource = Resource(self._attributes(image, *key, given))
+            process.resource = Resource(self._attributes(image, process, *key, given))
         return process.resource, process.contexts
 
     def _masters_name(self, pid: int) -> str:
@@ -237,7 +246,7 @@ class Processes:
             known = self._processes[self._latest[pid]] if pid in self._latest else _Process()
             image, parent = known.image, known.parent
             if image is None and (read := _read(pid, 0)):
-                image, parent = read
+                image, parent, _ = read
             if image is None or _program(image.path) not in ("python", "pypy"):
                 return ""  # the master is gone, and this is whoever adopted its child
             if not image.worker:
@@ -245,18 +254,21 @@ class Processes:
             pid = parent
         return ""
 
-    def _attributes(self, image: _Image, pid: int, start_tick: int, rule: Rule | None) -> dict[str, Value]:
+    def _attributes(
+        self, image: _Image, process: _Process, pid: int, start_tick: int, rule: Rule | None
+    ) -> dict[str, Value]:
         given = resource_attributes(image.variables.get("OTEL_RESOURCE_ATTRIBUTES", ""))
         if given is None:
             logger.info("process %d: its OTEL_RESOURCE_ATTRIBUTES is malformed and was ignored", pid)
         instance = uuid5(self._boot_id, f"{self._host.get('host.id', '')} {pid} {start_tick}")
-        attributes: dict[str, Value] = {**self._host, "service.instance.id": str(instance)}
+        where = process.place or NOWHERE
+        attributes: dict[str, Value] = {**self._host, **where.attributes(), "service.instance.id": str(instance)}
         # what the user says of the host or the service is better than what we find
         attributes |= {key: value for key, value in (given or {}).items() if value}
         attributes["service.name"] = (
             image.variables.get("OTEL_SERVICE_NAME")
             or attributes.get("service.name")
-            or image.name
+            or _name(image, where)
             or (f"unknown_service:{image.comm}" if image.comm else "unknown_service")
         )
         attributes["process.pid"] = pid
@@ -268,11 +280,18 @@ class Processes:
             attributes["process.executable.name"] = _base(image.path)
         if image.command:
             attributes["process.command"] = image.command
+        attributes |= process.program
         if rule:  # whoever runs the agent has the last word
             attributes |= rule.attributes
             attributes["service.name"] = rule.service_name or attributes["service.name"]
         attributes |= DISTRO
         return {key: value[:MAX_CHARS] if isinstance(value, str) else value for key, value in attributes.items()}
+
+
+def _name(image: _Image, where: Place) -> str:
+    """What runs; of an interpreter that does not say, the unit of systemd that it runs in."""
+    unit = "" if where.container else where.unit
+    return unit if unit and (not image.name or image.name in _INTERPRETERS) else image.name
 
 
 def _boot_id() -> UUID:
@@ -360,17 +379,18 @@ def _executable(filename: bytes, args: bytes) -> str:
 # ---- /proc --------------------------------------------------------------------------------------
 
 
-def _read(pid: int, start_tick: int) -> tuple[_Image, int] | None:
-    """Read a live process's image and parent; None: it is gone, or not the one that started at *start_tick*."""
+def _read(pid: int, start_tick: int) -> tuple[_Image, int, Place] | None:
+    """Read a live process's image, parent and place; None: it is gone, or not the one that started at *start_tick*."""
     args, environ = procfs.read(pid, "cmdline"), procfs.read(pid, "environ")
     path = procfs.executable(pid).decode(errors="replace")
+    where = place(procfs.cgroups(pid))
     # read last: with the same start, everything above was of the same process
     stat = procfs.stat(pid)
     if stat is None or start_tick not in (0, stat.start_tick):
         return None
     # a process that rewrites its title may leave no NUL at its end
     args, environ = (raw + b"\0" if 0 < len(raw) < procfs.MAX_READ_BYTES else raw for raw in (args, environ))
-    return _image(stat.comm, path, args, environ), stat.parent
+    return _image(stat.comm, path, args, environ), stat.parent, where
 
 
 # ---- names --------------------------------------------------------------------------------------

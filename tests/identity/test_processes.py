@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from otelbpf import procfs
 from otelbpf.identity.process import MAX_PROCESSES, TICK_NS, Processes
+from otelbpf.procfs import Cgroup
 
 CONTEXT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SPAN = bytes.fromhex("b7ad6b7169203331")
@@ -405,3 +407,40 @@ def test_contexts_handed_in_are_found(script):
 def test_most_have_none(script):
     with running(sys.executable, script) as child:
         assert Processes().outside_contexts(child.pid, start_ns(child.pid)) == frozenset()
+
+
+# ---- where and what -----------------------------------------------------------------------------
+
+CONTAINER = "4f1c9a0b7d2e" + "c" * 52
+IN_DOCKER = [Cgroup(0, (), f"/system.slice/docker-{CONTAINER}.scope")]
+
+
+def test_the_container_is_an_attribute_unless_the_process_names_another(script, monkeypatch):
+    monkeypatch.setattr(procfs, "cgroups", lambda _: IN_DOCKER)
+    for variable, expected in (("", CONTAINER), ("container.id=mine", "mine")):
+        with running(sys.executable, script, env={"OTEL_RESOURCE_ATTRIBUTES": variable}) as child:
+            found = attributes(Processes(), child.pid)
+        assert found["container.id"] == expected
+        assert found["process.linux.cgroup"] == f"0::/system.slice/docker-{CONTAINER}.scope"
+        assert found["process.runtime.name"] == "cpython"
+        assert len(found["process.executable.build_id.gnu"]) == 40
+
+
+def test_a_child_that_is_gone_was_where_its_parent_is(script, monkeypatch):
+    monkeypatch.setattr(procfs, "cgroups", lambda _: IN_DOCKER)
+    processes = Processes()
+    with running(sys.executable, script) as child:
+        processes.fork(GONE, TICK_NS, child.pid)
+        tell_exec(processes, GONE, "/usr/bin/curl")
+        found = attributes(processes, GONE, TICK_NS)
+    assert (found["container.id"], found["service.name"]) == (CONTAINER, "curl")
+    assert "process.runtime.name" not in found
+
+
+@pytest.mark.parametrize(("code", "name"), [(["-c", WAITS], "shop"), (["shop.py"], "other")])
+def test_a_unit_names_what_does_not_name_itself(tmp_path, monkeypatch, code, name):
+    (tmp_path / "other.py").write_text(WAITS)
+    monkeypatch.setattr(procfs, "cgroups", lambda _: [Cgroup(0, (), "/system.slice/shop.service")])
+    with running(sys.executable, *(code if code[0] == "-c" else [str(tmp_path / "other.py")])) as child:
+        found = attributes(Processes(), child.pid)
+    assert (found["service.name"], found["otelbpf.systemd.unit"]) == (name, "shop.service")
