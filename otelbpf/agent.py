@@ -19,17 +19,17 @@ from typing import Any
 
 from otelbpf import __version__, health, telemetry
 from otelbpf.command import Command
-from otelbpf.config import Config, adopted, changed, host_and_port
+from otelbpf.config import OUTPUTS, Config, adopted, changed, host_and_port, scraped_at
 from otelbpf.errors import ConfigError, OtelBpfError
 from otelbpf.health import Doors, Questions
 from otelbpf.identity import agent_resource
 from otelbpf.kernel import Host
-from otelbpf.model import Temporality, View
+from otelbpf.model import NumberPoints, Points, Temporality, View
 from otelbpf.native import features, privileges
 from otelbpf.native.object import enable_stats, program_times, trim
 from otelbpf.otlp.encode import SpanEncoder
 from otelbpf.otlp.metrics import encode_metrics
-from otelbpf.otlp.output import OtlpOutput, Output
+from otelbpf.otlp.output import OtlpOutput, Output, Scraped
 from otelbpf.probe import Context, Probe, Running, Tally
 from otelbpf.probes import PROBES
 from otelbpf.record import RecordedHost
@@ -79,7 +79,8 @@ def run(
         if config.status.program_time:
             stack.callback(os.close, enable_stats())
         sockets = _sockets(config, directory, stack)
-        files = {where: open_output(where, config, stack) for where in config.outputs if where.startswith("file:")}
+        early = [each for each in config.outputs if each.startswith(("file:", "prometheus"))]
+        opened = {where: open_output(where, config, stack) for where in early}
         rules = Rules(config.select)
         host = stack.enter_context(Host((), config.metrics.max_series, rules))
         host.stopping = stopping.is_set
@@ -95,12 +96,14 @@ def run(
         context: Any = RecordedHost(host, recording) if recording else host
         running = open_probes(config, context, stack)
         outputs = [
-            files.get(where) or privileges.apart(partial(open_output, where, config, stack)) for where in config.outputs
+            opened.get(where) or privileges.apart(partial(open_output, where, config, stack))
+            for where in config.outputs
         ]
         privileges.keep(
             [*privileges.LOOKING, *(each for probe in enabled(config) for each in probe.keeps)],
             lambda: [host.tally(), *(each.tally() for each in running.values())],
         )
+        _serve(outputs)
         trim()
         agent = Agent(config, context, running, outputs)
         if recording:
@@ -157,6 +160,7 @@ class Agent:
         next_metrics_s = time.monotonic()  # the first at once: it shows whether they get through
         for numbers in self._ticks(signals, command):
             self.tick()
+            self.answer_scrapes()
             now_s = time.monotonic()
             if now_s >= next_metrics_s:
                 next_metrics_s = now_s + self.config.metrics.interval_s
@@ -215,13 +219,26 @@ class Agent:
                         output.traces(request, spans)
 
     def export_metrics(self) -> None:
-        now_ns = self.host.begin_export()
-        points = [each for probe in self.running.values() for each in probe.points(now_ns, self.host.views[0])]
-        own = telemetry.points(self.resource, self._account(), self.start_ns, now_ns)
+        # Asked even if nobody is told: processes that are gone are forgotten then.
+        points, own = self._points(self.host.views[0], self.host.begin_export())
+        pushed = [output for output in self.outputs if not isinstance(output, Scraped)]
+        if not pushed:
+            return
         own = self.deltas.of(own) if self.deltas else own
         for request, count in encode_metrics([*points, *own], self.config.export.max_request_bytes):
-            for output in self.outputs:
+            for output in pushed:
                 output.metrics(request, count)
+
+    def answer_scrapes(self) -> None:
+        for output in self.outputs:
+            if isinstance(output, Scraped) and output.asked():
+                points, own = self._points(self.host.views[-1], time.time_ns())
+                output.answer([*points, *own])
+
+    def _points(self, view: View, now_ns: int) -> tuple[list[Points], list[NumberPoints]]:
+        """The probes' metrics, and the agent's own."""
+        points = [each for probe in self.running.values() for each in probe.points(now_ns, view)]
+        return points, telemetry.points(self.resource, self._account(), self.start_ns, now_ns)
 
     def _account(self) -> telemetry.Account:
         otlp = next((output for output in self.outputs if isinstance(output, OtlpOutput)), None)
@@ -358,15 +375,23 @@ def _sockets(
 
 
 def views(config: Config) -> Sequence[View]:
-    """How metrics are to be told; the first way is that of what is exported."""
+    """What outputs that are pushed to want, and then what those that are scraped want; one of them at least."""
     metrics = config.metrics
-    return (
-        View(
-            exponential=metrics.histogram_aggregation == "base2_exponential_bucket_histogram",
-            temporality=Temporality.CUMULATIVE if metrics.temporality == "cumulative" else Temporality.DELTA,
-            exemplars=metrics.exemplars,
-        ),
+    pushed = View(
+        exponential=metrics.histogram_aggregation == "base2_exponential_bucket_histogram",
+        temporality=Temporality.CUMULATIVE if metrics.temporality == "cumulative" else Temporality.DELTA,
+        exemplars=metrics.exemplars,
     )
+    scraped = View(exemplars=metrics.exemplars, keeps_exemplars=True)
+    kinds = {where.startswith("prometheus") for where in config.outputs} or {False}
+    return [view for is_scraped, view in ((False, pushed), (True, scraped)) if is_scraped in kinds]
+
+
+def _serve(outputs: Sequence[Output]) -> None:
+    """Begin to hear those who scrape."""
+    for output in outputs:
+        if isinstance(output, Scraped):
+            privileges.apart(output.start)
 
 
 def open_output(where: str, config: Config, stack: ExitStack) -> Output:
@@ -388,7 +413,11 @@ def _output(where: str, config: Config) -> Output:
         from otelbpf.otlp.jsonl import FileOutput  # noqa: PLC0415
 
         return FileOutput(argument)
-    raise ConfigError(f"outputs: {where!r}: unknown; there are otlp, console, file:PATH")
+    if kind == "prometheus":
+        from otelbpf.otlp.prometheus import PrometheusOutput  # noqa: PLC0415
+
+        return PrometheusOutput(*scraped_at(where))
+    raise ConfigError(f"outputs: {where!r}: unknown; there are {', '.join(OUTPUTS)}")
 
 
 def _what(config: Config, argv: Sequence[str] | None) -> str:

@@ -66,7 +66,8 @@ PATTERNS = {
 
 OUTPUT = """\
 otlp (the default: to OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317),
-console, or file:PATH (OTLP JSON lines; file:- is stdout)"""
+console, file:PATH (OTLP JSON lines; file:- is stdout), or
+prometheus:HOST:PORT (metrics, to be scraped; prometheus:PORT on 127.0.0.1)"""
 
 REPLAYED = "console (the default), otlp, or file:PATH"
 

@@ -37,7 +37,9 @@ from otelbpf.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 SIGNALS = ("traces", "metrics")
-OUTPUTS = ("otlp", "console", "file:PATH")
+OUTPUTS = ("otlp", "console", "file:PATH", "prometheus:HOST:PORT")
+PROMETHEUS = "127.0.0.1", 9464
+"""Where it listens unless it is said. 9464 is the port that the specification has for it."""
 MIN_CONTAINER_CHARS = 8
 NO_LIMIT_S = (2**31 - 1) / 1000  # the specification's example of "a very long time"
 
@@ -191,7 +193,10 @@ class Status:
 
     def __post_init__(self) -> None:
         if self.health:
-            host_and_port(self.health)
+            try:
+                host_and_port(self.health)
+            except ValueError as e:
+                raise ValueError(f"health: {e}, as in 127.0.0.1:13133") from e
 
 
 def host_and_port(text: str) -> tuple[str, int]:
@@ -202,7 +207,7 @@ def host_and_port(text: str) -> tuple[str, int]:
     """
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+)):([0-9]{1,5})", text)
     if not found or not 1 <= int(found[3]) <= 65535:
-        raise ValueError(f"health: want HOST:PORT, as in 127.0.0.1:13133, got {text!r}")
+        raise ValueError(f"{text!r} is no HOST:PORT")
     return found[1] or found[2], int(found[3])
 
 
@@ -310,7 +315,8 @@ def _check_selectors(owner: Exclude | Rule | Select) -> None:
 class Config:
     select: Select = field(default_factory=Select)
     outputs: tuple[str, ...] = ("otlp",)
-    """Where to: otlp (as `export` says), console, file:PATH (OTLP JSON lines; file:- is stdout)."""
+    """Where to: otlp (as `export` says), console, file:PATH (OTLP JSON lines; file:- is stdout), prometheus:HOST:PORT
+    (metrics, at /metrics; without HOST on 127.0.0.1, without PORT on 9464)."""
     tick_s: float = 0.2
     """How often what the kernel has collected is fetched."""
     export: Export = field(default_factory=Export)
@@ -350,10 +356,26 @@ def output(where: str) -> str:
     kind, colon, path = where.partition(":")
     if where in ("otlp", "console") or (kind == "file" and path):
         return where
+    if kind == "prometheus":
+        scraped_at(where)
+        return where
     if kind == "file":
         raise ValueError(f"{where!r} has no path: want file:PATH, or file:- for stdout")
     near = did_you_mean(kind + colon, OUTPUTS) or f": want {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}"
     raise ValueError(f"{where!r} is no output{near}")
+
+
+def scraped_at(where: str) -> tuple[str, int]:
+    """Host and port of ``prometheus``, ``prometheus:PORT`` or ``prometheus:HOST:PORT``.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    _, _, address = where.partition(":")
+    try:
+        return host_and_port(f"{PROMETHEUS[0]}:{address}" if address.isdigit() else address) if address else PROMETHEUS
+    except ValueError as e:
+        raise ValueError(f"{where!r}: {e}: want prometheus:HOST:PORT, or prometheus:PORT for {PROMETHEUS[0]}") from e
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

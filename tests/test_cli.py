@@ -83,7 +83,10 @@ WRONG = [
     ("run --pid 4294967296", "otelbpf run: --pid: '4294967296' is not a pid: want 1 or more"),
     ("run --output otpl", "otelbpf run: --output: 'otpl' is no output, did you mean 'otlp'?"),
     ("run --output file:", "otelbpf run: --output: 'file:' has no path: want file:PATH, or file:- for stdout"),
-    ("run --output kafka", "otelbpf run: --output: 'kafka' is no output: want otlp, console or file:PATH"),
+    (
+        "run --output kafka",
+        "otelbpf run: --output: 'kafka' is no output: want otlp, console, file:PATH or prometheus:HOST:PORT",
+    ),
     ("run python3 app.py", "otelbpf run: 'python3': not expected here; put -- before a command"),
     ("run --", "otelbpf run: --: want a command after it, as in otelbpf run -- python3 app.py"),
     ("check --port 80", "otelbpf check: --port: unknown flag"),

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from otelbpf.config import NO_LIMIT_S, SAMPLERS, Config, ExportTarget, Metrics, Sampling, load, output, settings
+from otelbpf.config import (
+    NO_LIMIT_S,
+    SAMPLERS,
+    Config,
+    ExportTarget,
+    Metrics,
+    Sampling,
+    load,
+    output,
+    scraped_at,
+    settings,
+)
 from otelbpf.errors import ConfigError
 
 
@@ -158,7 +169,7 @@ REFUSED = [
     ("select: {ports: [0]}", "a.yaml: select: ports: want 1 to 65535, got 0"),
     ("select: {pids: [-1]}", "a.yaml: select: pids: want 1 or more, got -1"),
     ("outputs: otlp", "a.yaml: outputs: want list of str, got 'otlp'"),
-    ("outputs: []", "a.yaml: outputs: want at least one of otlp, console, file:PATH"),
+    ("outputs: []", "a.yaml: outputs: want at least one of otlp, console, file:PATH, prometheus:HOST:PORT"),
     ("outputs: [otpl]", "a.yaml: outputs: 'otpl' is no output, did you mean 'otlp'?"),
     ("probes: {exchange: {max_connections: 0}}", "a.yaml: probes: exchange: max_connections: want 1 or more, got 0"),
     ("probes: {tcp: {min_duration_ms: -1}}", "a.yaml: probes: tcp: min_duration_ms: is negative"),
@@ -204,6 +215,23 @@ def test_an_endpoint_is_taken(file, endpoint):
     assert loaded(file(f"export: {{endpoint: '{endpoint}'}}")).export.metrics.endpoint == endpoint
 
 
+SCRAPED = ": want prometheus:HOST:PORT, or prometheus:PORT for 127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("where", "host", "port"),
+    [
+        ("prometheus", "127.0.0.1", 9464),
+        ("prometheus:9500", "127.0.0.1", 9500),
+        ("prometheus:0.0.0.0:9464", "0.0.0.0", 9464),
+        ("prometheus:[::1]:1", "::1", 1),
+    ],
+)
+def test_where_prometheus_is_served(where, host, port):
+    assert output(where) == where
+    assert scraped_at(where) == (host, port)
+
+
 @pytest.mark.parametrize("where", ["otlp", "console", "file:/tmp/x", "file:-", "file:a:b"])
 def test_an_output(where):
     assert output(where) == where
@@ -212,12 +240,15 @@ def test_an_output(where):
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("", "'' is no output: want otlp, console or file:PATH"),
+        ("", "'' is no output: want otlp, console, file:PATH or prometheus:HOST:PORT"),
         ("file", "'file' has no path: want file:PATH, or file:- for stdout"),
         ("file:", "'file:' has no path: want file:PATH, or file:- for stdout"),
         ("consolex", "'consolex' is no output, did you mean 'console'?"),
         ("otlp:x", "'otlp:x' is no output, did you mean 'otlp'?"),
-        ("prometheus:a:1", "'prometheus:a:1' is no output: want otlp, console or file:PATH"),
+        ("prometheus:a", f"'prometheus:a': 'a' is no HOST:PORT{SCRAPED}"),
+        ("prometheus:a:0", f"'prometheus:a:0': 'a:0' is no HOST:PORT{SCRAPED}"),
+        ("prometheus:70000", f"'prometheus:70000': '127.0.0.1:70000' is no HOST:PORT{SCRAPED}"),
+        ("prometeus:a:1", "'prometeus:a:1' is no output, did you mean 'prometheus:HOST:PORT'?"),
     ],
 )
 def test_no_output(where, message):

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from otelbpf.config import Export
+from otelbpf.model import Points
 from otelbpf.otlp.queue import Counters, SendQueue
 
 
@@ -24,6 +26,18 @@ class Output(Protocol):
     def summary(self) -> str:
         """What became of the spans, for the agent's last line; empty when there is nothing to say."""
         ...
+
+
+@runtime_checkable
+class Scraped(Protocol):
+    """An output that is asked for metrics, and wants its answer on the next tick."""
+
+    def start(self) -> None:
+        """Make the threads that it needs."""
+        ...
+
+    def asked(self) -> bool: ...
+    def answer(self, points: Sequence[Points]) -> None: ...
 
 
 class OtlpOutput:
