@@ -32,6 +32,7 @@ from otelbpf.protocols.routes import Routes
 SCOPE = Scope("otelbpf.http", __version__)
 OMITTED = ("sdk", "unsampled")
 SAMPLED = 1
+NO_SPAN = np.void(bytes(8))
 AGAIN_S = 0.1
 """Between two times that shapes without a route are asked for again,"""
 AGAIN = 64
@@ -86,7 +87,14 @@ class HttpMapping:
     """Turns framed exchange records into batches of spans, and counts them into histograms."""
 
     def __init__(
-        self, context: Context, routes: Sequence[str], seeds: Seeds, classes: Classes, *, url_query: bool
+        self,
+        context: Context,
+        routes: Sequence[str],
+        seeds: Seeds,
+        classes: Classes,
+        *,
+        url_query: bool,
+        repeat_sdk: bool = False,
     ) -> None:
         self.context, self.classes = context, classes
         self.routes = Routes(routes)
@@ -94,7 +102,7 @@ class HttpMapping:
         self.asked = 0
         self.omitted = dict.fromkeys(OMITTED, 0)
         self.meters = {role: Meter(role.name.lower(), context.max_series, context) for role in Role}
-        self.assembler = Assembler(self._restart, seeds, keep_query=url_query)
+        self.assembler = Assembler(self._restart, seeds, keep_query=url_query, repeat_sdk=repeat_sdk)
         self.assembler.sample(context.samplers)
         self._restart()
 
@@ -149,7 +157,11 @@ class HttpMapping:
             series.append(self._series_of(described))
             foreign.append(described.foreign)
             nameless.append(self._is_nameless(described))
-            if described.foreign and (ids := self.context.outside_contexts(shape.pid, shape.process_start_ns)):
+            if (
+                described.role is Role.CLIENT
+                and described.foreign
+                and (ids := self.context.outside_contexts(shape.pid, shape.process_start_ns))
+            ):
                 self.outside[len(self.shapes)] = sorted(ids)
             self.shapes.append(described.span)
         self.resource = np.concatenate([self.resource, _objects([each.resource for each in self.shapes[-len(new) :]])])
@@ -259,6 +271,9 @@ class HttpMapping:
             meter.record(self.series[these["shape"]], took, these["request_body"], these["response_body"], spans)
 
     def _remember(self, rows: NDArray[Any], ours: NDArray[np.bool_]) -> None:
+        nameless = ~ours & (rows["parent_id"].astype("V8") == NO_SPAN)
+        if nameless.any():  # an SDK's span whose id no header told
+            rows, ours = rows[~nameless], ours[~nameless]
         resources = self.resource[rows["shape"]]
         self.context.exchanges.remember(rows, ~ours, resources)
         for i in np.flatnonzero(rows["parts"] > 1):  # cut by the kernel where HTTP does not cut: few
@@ -270,6 +285,8 @@ class HttpMapping:
 
     def _ours(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
         """Rows whose span nobody else reports.
+
+        A server's requests are left to the SDK that was seen at work in its process.
 
         A client request that carries the context of a span of this very process
         is reported by the SDK that made that span, unless the process was

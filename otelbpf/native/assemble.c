@@ -17,6 +17,7 @@
 
 #include "exchange.h"
 #include "http1.h"
+#include "instrumented.h"
 #include "intern.h"
 #include "sampling.h"
 #include "trace.h"
@@ -41,6 +42,7 @@ enum {
 	MAX_SAMPLERS = 256,
 	CONTEXT_SETS = 16384, /* a power of two */
 	CONTEXT_WAYS = 4,
+	OTLP_GRPC_PORT = 4317, /* as registered */
 	FLAG_SAMPLED = 0x01,
 	FLAG_RANDOM = 0x02, /* W3C Trace Context level 2: the id's last 56 bits are */
 	FLAG_HAS_IS_REMOTE = 0x100,
@@ -76,13 +78,14 @@ struct held {
 
 struct otb_http {
 	uint64_t seed[2];
-	int keep_query;
+	int keep_query, repeat_sdk;
 	uint32_t max_rows, n_rows, n_ignore, n_held, clock;
 	struct http_counts counts;
 	uint32_t n_samplers;
 	struct exchange_sampler samplers[MAX_SAMPLERS]; /* by rule */
 	struct intern *strings, *shapes;
-	struct held **held; /* HELD_SLOTS, open addressing by cookie */
+	struct instrumented instrumented, relays; /* relays: of the spans of others */
+	struct held **held;                       /* HELD_SLOTS, open addressing by cookie */
 	struct context (*contexts)[CONTEXT_WAYS];
 	uint64_t ignore[MAX_IGNORE];
 	uint32_t n_counted, n_lessons;
@@ -135,6 +138,11 @@ void otb_http_sample(otb_http *h, const struct exchange_sampler *samplers, uint3
 	memcpy(h->samplers, samplers, h->n_samplers * sizeof(samplers[0]));
 }
 
+void otb_http_repeat_sdk(otb_http *h)
+{
+	h->repeat_sdk = 1;
+}
+
 void otb_http_free(otb_http *h)
 {
 	if (h->held)
@@ -147,6 +155,32 @@ void otb_http_free(otb_http *h)
 	if (h->shapes)
 		intern_free(h->shapes);
 	free(h);
+}
+
+/* ---- processes that report their requests themselves ---- */
+
+static void sdk_seen(otb_http *h, const struct exchange_event *e)
+{
+	if (!h->repeat_sdk)
+		instrumented_add(&h->instrumented, e->pid, e->process_start_ns);
+}
+
+/* A proxy or a Collector: the spans that it sends are not its own. */
+static void relay_seen(otb_http *h, const struct exchange_event *e)
+{
+	instrumented_add(&h->relays, e->pid, e->process_start_ns);
+}
+
+static int has_sdk(const otb_http *h, const struct exchange_event *e)
+{
+	return instrumented_has(&h->instrumented, e->pid, e->process_start_ns) &&
+	       !instrumented_has(&h->relays, e->pid, e->process_start_ns);
+}
+
+/* An SDK's span, not ours. */
+static int sdk_serves(const otb_http *h, const struct exchange_event *e)
+{
+	return e->role == EXCHANGE_SERVER && has_sdk(h, e);
 }
 
 /* ---- contexts: the traces of open inbound exchanges ---- */
@@ -565,6 +599,19 @@ static enum http_parent own_trace(otb_http *h, const struct exchange_event *e, s
 	return HTTP_PARENT_CONNECTION;
 }
 
+/*
+ * A request that goes on with the trace of the inbound one, under a span that is
+ * not its caller's: an SDK took the inbound context up and made that span.
+ */
+static int taken_up(const struct context *local, const struct http1_request *q)
+{
+	static const uint8_t none[8];
+
+	return local && memcmp(local->remote_id, none, 8) &&
+	       memcmp(local->remote_id, q->parent_id, 8) &&
+	       !memcmp(local->trace_id, q->trace_id, 16);
+}
+
 static void join_trace(otb_http *h, const struct exchange_event *e, const struct message *m,
 		       struct http_row *row, struct http_shape *shape)
 {
@@ -575,7 +622,7 @@ static void join_trace(otb_http *h, const struct exchange_event *e, const struct
 
 	span_id(h, e, row->span_id);
 	if (e->role == EXCHANGE_CLIENT && e->parent_cookie && !local &&
-	    !(e->flags & EXCHANGE_UNSAMPLED))
+	    !(e->flags & EXCHANGE_UNSAMPLED) && !has_sdk(h, e))
 		h->counts.parents_missed++;
 	if (q->has_traceparent) {
 		memcpy(row->trace_id, q->trace_id, 16);
@@ -596,6 +643,8 @@ static void join_trace(otb_http *h, const struct exchange_event *e, const struct
 			if (e->role == EXCHANGE_SERVER) {
 				row->flags |= FLAG_IS_REMOTE;
 				came_again(h, e, q);
+			} else if (taken_up(local, q)) {
+				sdk_seen(h, e);
 			}
 		}
 	} else if (local) {
@@ -705,6 +754,13 @@ static void add_row(otb_http *h, const struct exchange_event *e, uint32_t last_n
 	shape.version = q->version ? q->version : answered(m) ? m->response.version : 0;
 	shape.status = answered(m) ? m->response.status : 0;
 	shape.error = error_of(e, m, end);
+	shape.instrumented = (uint8_t)sdk_serves(h, e);
+	if (shape.status / 100 == 2 && exports_spans(q)) {
+		if (e->role == EXCHANGE_CLIENT)
+			sdk_seen(h, e);
+		else
+			relay_seen(h, e);
+	}
 	join_trace(h, e, m, row, &shape);
 	body_sizes(e, m, end, row);
 
@@ -840,6 +896,10 @@ static int not_covered(otb_http *h, const struct exchange_event *e, const struct
 		return 1;
 	case HTTP1_HTTP2:
 		h->counts.http2++;
+		if (e->role == EXCHANGE_CLIENT && e->peer_port == OTLP_GRPC_PORT)
+			sdk_seen(h, e);
+		if (e->role == EXCHANGE_SERVER && e->local_port == OTLP_GRPC_PORT)
+			relay_seen(h, e);
 		ignore(h, e);
 		return 1;
 	case HTTP1_NONE:
@@ -988,6 +1048,8 @@ static void on_open(otb_http *h, const struct exchange_event *e, const uint8_t *
 		return;
 	if (kind == HTTP1_CUT && first.request_bytes == first.request_len)
 		return; /* the traceparent may be still to come */
+	if (sdk_serves(h, &first) && !q.has_traceparent)
+		return; /* it is a span of its process's own, whose ids nobody told us */
 	c = new_context(h, exchange_hash(h->seed[0], e->cookie, e->number));
 	c->exchange = c->key;
 	span_id(h, &first, c->span_id);
@@ -998,6 +1060,8 @@ static void on_open(otb_http *h, const struct exchange_event *e, const uint8_t *
 	c->flags = sample_child(h, &first, &q, &c->trace_state);
 	memcpy(c->trace_id, q.trace_id, 16);
 	memcpy(c->remote_id, q.parent_id, 8);
+	if (sdk_serves(h, &first)) /* beside its span, which is not ours, rather than below it */
+		memcpy(c->span_id, q.parent_id, 8);
 	same = find_context(h, traceparent_hash(h, e, &q));
 	if (same) {
 		if (same->exchange != c->exchange)

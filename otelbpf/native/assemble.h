@@ -32,16 +32,17 @@ struct http_shape {
 	uint32_t method; /* as sent */
 	uint32_t host;
 	uint32_t trace_state;
-	uint32_t local_addr; /* 16 raw bytes; a server without a Host header */
-	uint16_t local_port; /* a server's */
-	uint16_t peer_port;  /* a client's: the server's port */
-	uint16_t status;     /* 0: not answered */
-	uint16_t error;      /* errno, or enum http_error */
-	uint8_t role;        /* enum exchange_role */
-	uint8_t version;     /* 10, 11 */
-	uint8_t parent;      /* enum http_parent */
-	uint8_t method_id;   /* enum http1_method_id */
-	uint8_t _pad[4];
+	uint32_t local_addr;  /* 16 raw bytes; a server without a Host header */
+	uint16_t local_port;  /* a server's */
+	uint16_t peer_port;   /* a client's: the server's port */
+	uint16_t status;      /* 0: not answered */
+	uint16_t error;       /* errno, or enum http_error */
+	uint8_t role;         /* enum exchange_role */
+	uint8_t version;      /* 10, 11 */
+	uint8_t parent;       /* enum http_parent */
+	uint8_t method_id;    /* enum http1_method_id */
+	uint8_t instrumented; /* a server's: its process reports its requests itself */
+	uint8_t _pad[3];
 };
 
 /* Beside the numbers that the caller gave: exchange_count.class is this and a shape's index. */
@@ -108,6 +109,8 @@ otb_http *otb_http_new(const uint64_t seed[2], uint32_t max_rows, int keep_query
  */
 void otb_http_sample(otb_http *h, const struct exchange_sampler *samplers, uint32_t n);
 void otb_http_free(otb_http *h);
+/* Never take a server's requests for reported by an SDK, whatever it does. */
+void otb_http_repeat_sdk(otb_http *h);
 
 /*
  * Read framed records (otb_ring_drain) until they end or the rows are full;

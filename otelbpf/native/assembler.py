@@ -44,14 +44,19 @@ class Assembler:
 
     Args:
         keep_query: Keep the targets' queries. They multiply the distinct shapes.
+        repeat_sdk: Mark no server's requests as reported by an SDK.
         on_forget: Called when all shape indices are about to become invalid;
             the rows yielded before it have been handled by then.
     """
 
-    def __init__(self, on_forget: Callable[[], None], seeds: Seeds, *, keep_query: bool) -> None:
+    def __init__(
+        self, on_forget: Callable[[], None], seeds: Seeds, *, keep_query: bool, repeat_sdk: bool = False
+    ) -> None:
         self._ptr = ffi.gc(lib.otb_http_new(seeds, MAX_ROWS, keep_query), lib.otb_http_free)
         if self._ptr == ffi.NULL:
             raise MemoryError
+        if repeat_sdk:
+            lib.otb_http_repeat_sdk(self._ptr)
         self._on_forget = on_forget
         self._n = ffi.new("uint32_t *")
 

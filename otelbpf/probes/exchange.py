@@ -41,6 +41,8 @@ class ExchangeConfig:
     routes: list[str] | None = field(default_factory=lambda: [LEARNED])
     """What http.route may be: patterns, first match first, such as /users/{id} or /static/*; and, as the last of
     them, learned: found out from the paths of requests. off: there is none."""
+    repeat_sdk: bool = False
+    """Tell the server spans of processes that report their own, too."""
     capture: str = "auto"
     """How bytes are found: tracepoint, fentry, kprobe; or auto, the first of these that this kernel allows."""
     max_connections: int = 16384
@@ -80,7 +82,9 @@ class Exchange:
         self.context, self.generation = context, context.generation
         seeds = context.random(), context.random()
         classes = Classes(self._teach, self._unteach)
-        self.http = HttpMapping(context, config.routes or (), seeds, classes, url_query=config.url_query)
+        self.http = HttpMapping(
+            context, config.routes or (), seeds, classes, url_query=config.url_query, repeat_sdk=config.repeat_sdk
+        )
         constants = {
             **context.constants,
             "exchange_events_high": config.ring_bytes // 2,

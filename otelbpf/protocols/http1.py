@@ -55,7 +55,7 @@ class Described(NamedTuple):
     metric: Attributes
     role: Role
     foreign: bool
-    """The request's traceparent names a span of this very process: an SDK reports this request."""
+    """An SDK reports this request: its traceparent names a span of this very process, or that reports its requests."""
     origin: str
     """What the request's URL begins with, up to its path."""
 
@@ -141,7 +141,7 @@ def _common(shape: Any, string: Callable[[int], bytes], resource: Resource, rout
         ),
         metric=metric,
         role=role,
-        foreign=role is Role.CLIENT and parent is Parent.http1_header,
+        foreign=bool(shape.instrumented) or (role is Role.CLIENT and parent is Parent.http1_header),
         origin=_origin(host, port),
     )
 

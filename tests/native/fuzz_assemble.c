@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* needs: assemble.c http1.c intern.c sampling.c */
+/* needs: assemble.c http1.c instrumented.c intern.c sampling.c */
 /*
  * Any sequence of exchange records, fed, flushed and forgotten in any order, to two assemblers: one
  * gets each record by itself, the other as many as there are before the next operation, with room
