@@ -56,9 +56,13 @@ class Buckets:
             self.rows["exemplars"] = np.zeros(1, EXEMPLAR)
 
     def add_totals(self, series: NDArray[Any], values: NDArray[Any]) -> None:
-        self.rows["sum"] += np.bincount(series, values, minlength=len(self.rows))
-        np.minimum.at(self.rows["min"], series, values)
-        np.maximum.at(self.rows["max"], series, values)
+        rows = self.rows
+        rows["sum"] += np.bincount(series, values, minlength=len(rows))
+        # `at` is ten times as fast on arrays without gaps.
+        least, most = np.full(len(rows), np.inf), np.full(len(rows), -np.inf)
+        np.minimum.at(least, series, values)
+        np.maximum.at(most, series, values)
+        rows["min"], rows["max"] = np.minimum(rows["min"], least), np.maximum(rows["max"], most)
 
     def exemplify(self, slots: NDArray[Any], values: NDArray[Any], spans: Spans | None) -> None:
         """Keep the last value of each slot.
