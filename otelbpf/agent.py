@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -45,6 +46,7 @@ CLOSE_S = 2.0
 """What of it the outputs get to deliver what is encoded."""
 MIN_TICK_S = 0.02
 """Between two ticks, however full the rings are: smaller batches cost more than they help."""
+FIRST_TICK_S = 0.1
 COMMAND_GRACE_S = 3.0
 """How long a traced command may take to end after the SIGTERM that we pass on."""
 
@@ -104,6 +106,7 @@ def run(
             lambda: [host.tally(), *(each.tally() for each in running.values())],
         )
         _serve(outputs)
+        gc.freeze()  # what is there now stays: no collection needs to look at it again
         trim()
         agent = Agent(config, context, running, outputs)
         if recording:
@@ -199,8 +202,10 @@ class Agent:
                     selector.register(command.fd, EVENT_READ)
             for ring in (*self.host.rings, *(each for probe in self.running.values() for each in probe.rings)):
                 waiting.register(ring, EVENT_READ)  # over half full, or urgent: an early tick
+            wait_s = FIRST_TICK_S  # who has just started it is waiting for the first spans
             while True:
-                next_s = time.monotonic() + self.config.tick_s
+                next_s = time.monotonic() + min(wait_s, self.config.tick_s)
+                wait_s = self.config.tick_s
                 # A ring that woke us once stays readable while it holds anything.
                 ready = asked.select(min(MIN_TICK_S, self.config.tick_s))
                 ready = ready or waiting.select(max(0.0, next_s - time.monotonic()))

@@ -317,7 +317,7 @@ class Config:
     outputs: tuple[str, ...] = ("otlp",)
     """Where to: otlp (as `export` says), console, file:PATH (OTLP JSON lines; file:- is stdout), prometheus:HOST:PORT
     (metrics, at /metrics; without HOST on 127.0.0.1, without PORT on 9464)."""
-    tick_s: float = 0.2
+    tick_s: float = 0.4
     """How often what the kernel has collected is fetched."""
     export: Export = field(default_factory=Export)
     metrics: Metrics = field(default_factory=Metrics)

@@ -73,7 +73,7 @@ def test_defaults():
     config = loaded()
     assert config == Config(probes={"exchange": Exchange(), "tcp": Tcp()})
     assert config.outputs == ("otlp",)
-    assert config.tick_s == 0.2
+    assert config.tick_s == 0.4
     assert config.metrics.interval_s == 60.0
     assert config.metrics.max_series == 2000
     assert config.export.max_request_bytes == 3_500_000
@@ -439,7 +439,7 @@ def test_flags_win_over_variables_over_the_file_over_defaults(file):
     assert found["export.traces.compression"] == ("none", "default")
     assert found["export.metrics.compression"] == ("gzip", "OTEL_EXPORTER_OTLP_METRICS_COMPRESSION")
     assert found["metrics.interval_s"] == (7.0, "OTEL_METRIC_EXPORT_INTERVAL")
-    assert found["tick_s"] == (0.2, "default")
+    assert found["tick_s"] == (0.4, "default")
     assert (config.select.ports, config.select.pids, config.outputs) == ((2,), (7,), ("otlp", "file:-"))
     assert config.export.traces == ExportTarget(endpoint="http://env:1", timeout_s=3.0)
     assert config.metrics.interval_s == 7.0
