@@ -27,6 +27,7 @@ import re
 import stat
 import struct
 from collections import deque
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -199,9 +200,11 @@ class Spool:
             self.mark(place, State.DONE)
         elif segment is self._segments[-1]:
             # What was delivered soon enough is never written to the disk itself.
-            os.ftruncate(segment.fd, SEGMENT.size)
-            self.bytes -= segment.size - SEGMENT.size
-            segment.size = segment.next = SEGMENT.size
+            self.mark(place, State.DONE)
+            with suppress(OSError):
+                os.ftruncate(segment.fd, SEGMENT.size)
+                self.bytes -= segment.size - SEGMENT.size
+                segment.size = segment.next = SEGMENT.size
         else:
             self._remove(segment)
 
@@ -225,6 +228,7 @@ class Spool:
 
     def _new_segment(self) -> Segment:
         path = self.folder / f"{self._number:016x}.spool"
+        self._number += 1
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, SEGMENT.pack(MAGIC, VERSION))
@@ -232,7 +236,6 @@ class Spool:
             os.close(fd)
             path.unlink()
             raise
-        self._number += 1
         self.bytes += SEGMENT.size
         return Segment(path, fd)
 
@@ -242,7 +245,10 @@ class Spool:
         segment.gone = True
         self.bytes -= segment.size
         os.close(segment.fd)
-        segment.path.unlink(missing_ok=True)
+        try:
+            segment.path.unlink(missing_ok=True)
+        except OSError as e:
+            log.warning("spool %s: cannot be removed: %s; the next agent may send it again", segment.path, e.strerror)
 
     def _read(self, place: Place) -> tuple[State, Record] | None:
         """Read the record there and go on to the next; without a place if its request is damaged.

@@ -54,31 +54,38 @@ class Load:
 
 
 class Cost:
-    """What a request costs the application, second by second: CPU time of its processes, and latency."""
+    """What a request costs a traced server, second by second, beside one that nobody traces.
 
-    def __init__(self, load: Load, pids: list[int]) -> None:
-        self.load, self.pids = load, pids
-        self.seconds: dict[str, list[tuple[float, float]]] = {}
+    Both are asked at the same time, so whatever else the machine does is in both.
+    """
+
+    def __init__(self, traced: tuple[Load, list[int]], alone: tuple[Load, list[int]]) -> None:
+        self.sides = (traced, alone)
+        self.ratios: dict[str, list[tuple[float, float]]] = {}
         self.now = "well"
         self.thread = Thread(target=self._run)
         self.thread.start()
 
     def _run(self) -> None:
-        while self.load.going:
-            during, first, cpu_s = self.now, self.load.sent, self._cpu_s()
+        while all(load.going for load, _ in self.sides):
+            during = self.now
+            before = [(load.sent, _cpu_s(pids)) for load, pids in self.sides]
             time.sleep(1)
-            sent = self.load.sent - first
-            if sent and self.now == during:
-                each = (self._cpu_s() - cpu_s) / sent
-                self.seconds.setdefault(during, []).append((each, statistics.median(self.load.took_s[first:])))
+            if self.now == during and all(load.going for load, _ in self.sides):
+                costs = [
+                    ((_cpu_s(pids) - cpu_s) / (load.sent - sent), statistics.median(load.took_s[sent:]))
+                    for (load, pids), (sent, cpu_s) in zip(self.sides, before, strict=True)
+                ]
+                self.ratios.setdefault(during, []).append((costs[0][0] / costs[1][0], costs[0][1] / costs[1][1]))
 
     def medians(self, during: str) -> tuple[float, float]:
-        """Microseconds of CPU, and of latency."""
-        cpu_s, took_s = (statistics.median(column) for column in zip(*self.seconds[during], strict=True))
-        return cpu_s * 1e6, took_s * 1e6
+        """Of the traced to the other: CPU time of a request, and latency."""
+        cpu, took = (statistics.median(column) for column in zip(*self.ratios[during], strict=True))
+        return cpu, took
 
-    def _cpu_s(self) -> float:
-        return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in self.pids) / 1e9
+
+def _cpu_s(pids: list[int]) -> float:
+    return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in pids) / 1e9
 
 
 class RealCollector:
@@ -86,19 +93,34 @@ class RealCollector:
 
     def __init__(self, work: Path) -> None:
         self.work, self.port, self.process = work, free_port(), None
-        exporter = {"path": str(work / "traces.jsonl"), "rotation": {"max_megabytes": 1000}}
+        self.configure()
+
+    def configure(self, receive_mib: int = 16, memory_mib: int = 512) -> None:
+        """What it does from the next start on, and how much it takes."""
+        exporter = {"path": str(self.work / "traces.jsonl"), "rotation": {"max_megabytes": 1000}}
         config = {
-            "receivers": {"otlp": {"protocols": {"grpc": {"endpoint": f"127.0.0.1:{self.port}"}}}},
+            "receivers": {
+                "otlp": {
+                    "protocols": {"grpc": {"endpoint": f"127.0.0.1:{self.port}", "max_recv_msg_size_mib": receive_mib}}
+                }
+            },
+            "processors": {
+                "memory_limiter": {"check_interval": "100ms", "limit_mib": memory_mib, "spike_limit_mib": 0}
+            },
             "exporters": {"file/traces": exporter, "debug": {}},
             "service": {
                 "pipelines": {
-                    "traces": {"receivers": ["otlp"], "exporters": ["file/traces"]},
+                    "traces": {
+                        "receivers": ["otlp"],
+                        "processors": ["memory_limiter"],
+                        "exporters": ["file/traces"],
+                    },
                     "metrics": {"receivers": ["otlp"], "exporters": ["debug"]},
                 },
                 "telemetry": {"metrics": {"level": "none"}},
             },
         }
-        (work / "config.yaml").write_text(yaml.safe_dump(config))
+        (self.work / "config.yaml").write_text(yaml.safe_dump(config))
 
     def start(self) -> None:
         log = self.work / "log"

@@ -310,7 +310,7 @@ def some_spans(n, name="x" * 80):
     request = ExportTraceServiceRequest()
     spans = request.resource_spans.add().scope_spans.add().spans
     for i in range(n):
-        spans.add(name=name, span_id=i.to_bytes(8))
+        spans.add(name=name, kind=1, trace_id=b"t" * 16, span_id=i.to_bytes(8))
     return request.SerializeToString()
 
 
