@@ -117,8 +117,7 @@ def under_load(agent, tmp_path, runtime_directory, request):
         resent = found["export"]["spans"]["resent"]
         twice = sum(n - 1 for n in ids.values())
         assert twice <= resent
-        if not resent:
-            assert len(ids) == counts["exported"]
+        assert len(ids) == counts["exported"], (counts, found["export"], twice)
         assert found["usage"]["peak_bytes"] < MEMORY, pid
         return counts, ids, found, traced.said
 
@@ -165,7 +164,6 @@ def test_killed_and_started_again(under_load):
 
         counts, ids, *_ = under_load(collector, fault)
     assert counts["dropped"] == 0
-    assert len(ids) == counts["exported"]
 
 
 def test_stands_still_for_20_s(under_load):
@@ -223,7 +221,6 @@ def test_resets_in_the_middle(under_load, tmp_path):
             proxy.close()
     assert proxy.broken > 1
     assert counts["dropped"] == 0
-    assert len(ids) == counts["exported"]
 
 
 def test_its_certificate_has_expired(under_load, tmp_path):
@@ -241,7 +238,6 @@ def test_its_certificate_has_expired(under_load, tmp_path):
         endpoint = f"https://127.0.0.1:{collector.port}"
         counts, ids, _, said = under_load(collector, fault, endpoint, certificate=str(authority.certificate))
     assert counts["dropped"] == 0
-    assert len(ids) == counts["exported"]
     assert "CERTIFICATE_VERIFY_FAILED: certificate has expired" in said
 
 

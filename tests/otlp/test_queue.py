@@ -303,20 +303,22 @@ def test_metrics_that_pile_up_become_the_newest_of_each_series(dead_port, make_q
 
 # ---- too large ----------------------------------------------------------------------------------
 
+FIRST = 1 << 40
 LIMIT = [("grpc.max_receive_message_length", 10_000)]
 
 
 def some_spans(n, name="x" * 80):
     request = ExportTraceServiceRequest()
     spans = request.resource_spans.add().scope_spans.add().spans
+    whole = {"kind": 1, "trace_id": b"t" * 16, "start_time_unix_nano": 1, "end_time_unix_nano": 1}
     for i in range(n):
-        spans.add(name=name, kind=1, trace_id=b"t" * 16, span_id=i.to_bytes(8))
+        spans.add(name=name, span_id=(FIRST + i).to_bytes(8), **whole)
     return request.SerializeToString()
 
 
 def ids(requests):
     return [
-        int.from_bytes(span.span_id)
+        int.from_bytes(span.span_id) - FIRST
         for request in requests
         for span in ExportTraceServiceRequest.FromString(request).resource_spans[0].scope_spans[0].spans
     ]
