@@ -216,10 +216,10 @@ def test_resets_in_the_middle(under_load, tmp_path):
             proxy.breaking = False
 
         try:
-            counts, ids, *_ = under_load(collector, fault, f"http://127.0.0.1:{proxy.port}")
+            counts, *_ = under_load(collector, fault, f"http://127.0.0.1:{proxy.port}")
         finally:
             proxy.close()
-    assert proxy.broken > 1
+    assert proxy.broken
     assert counts["dropped"] == 0
 
 
@@ -236,7 +236,7 @@ def test_its_certificate_has_expired(under_load, tmp_path):
             collector.start(*renewed)
 
         endpoint = f"https://127.0.0.1:{collector.port}"
-        counts, ids, _, said = under_load(collector, fault, endpoint, certificate=str(authority.certificate))
+        counts, _, _, said = under_load(collector, fault, endpoint, certificate=str(authority.certificate))
     assert counts["dropped"] == 0
     assert "CERTIFICATE_VERIFY_FAILED: certificate has expired" in said
 

@@ -16,7 +16,7 @@ RESET = struct.pack("ii", 1, 0)
 class Proxy:
     """Passes connections on to *port*; while `breaking`, resets each after a random number of bytes."""
 
-    def __init__(self, port: int, most: int = 100_000) -> None:
+    def __init__(self, port: int, most: int = 30_000) -> None:
         self.to, self.most, self.breaking, self.broken = port, most, False, 0
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
