@@ -214,7 +214,7 @@ def rotel():
 
 # servers
 
-KEEP_ALIVE = ("http.server-1.1", "gunicorn-gthread", "uvicorn", "node", "nginx")
+KEEP_ALIVE = ("http.server-1.1", "gunicorn-gthread", "uvicorn", "node", "nginx", "nginx-8", "go", "java")
 SERVERS = ("http.server-1.0", "gunicorn-sync", *KEEP_ALIVE)
 
 
@@ -222,7 +222,17 @@ def gunicorn(port, *workers):
     return [sys.executable, "-m", "gunicorn", f"--bind=127.0.0.1:{port}", f"--chdir={APPS}", *workers, "wsgi:app"]
 
 
-def server_command(kind, port, work):
+def go_program(source):
+    """Built once; again when the source or the compiler is another."""
+    cache = ROOT / "build" / "go"
+    program = cache / source.stem
+    # the build cache knows when there is nothing to do
+    environment = {**os.environ, "GOCACHE": str(cache / "cache"), "GOPROXY": "off", "CGO_ENABLED": "0"}
+    subprocess.run(["go", "build", "-o", program, source], env=environment, cwd=ROOT / "tests", check=True)
+    return program
+
+
+def server_command(kind, port, work, upstream):
     match kind:
         case "http.server-1.0" | "http.server-1.1":
             return [sys.executable, str(APPS / "http_server.py"), str(port), "HTTP/" + kind[-3:]]
@@ -235,8 +245,15 @@ def server_command(kind, port, work):
             return [*command, "asgi:app"]
         case "node":
             return ["node", str(APPS / "server.js"), str(port)]
-        case "nginx":
-            config = (APPS / "nginx.conf").read_text().replace("PORT", str(port)).replace("FOLDER", str(work))
+        case "go":
+            return [str(go_program(APPS / "server.go")), str(port)]
+        case "java":
+            return ["java", "-XX:+UseSerialGC", "-Xmx128m", str(APPS / "Server.java"), str(port)]
+        case "nginx" | "nginx-8":
+            words = {"PORT": port, "FOLDER": work, "WORKERS": kind[6:] or 1, "UPSTREAM": upstream or "http://127.0.0.1"}
+            config = (APPS / "nginx.conf").read_text()
+            for word, value in words.items():
+                config = config.replace(word, str(value))
             (work / "nginx.conf").write_text(config)
             return ["nginx", "-c", str(work / "nginx.conf")]
 
@@ -254,16 +271,19 @@ class Server:
 
 
 @contextmanager
-def started_server(kind):
-    """One of SERVERS, answering. nginx erases its own environment: its service is what it is called."""
+def started_server(kind, upstream=""):
+    """One of SERVERS, answering. nginx erases its own environment: its service is what it is called.
+
+    *upstream* is the URL that the last three ask for /proxy/N.
+    """
     port = free_port()
-    service = "nginx" if kind == "nginx" else f"shop-{kind}"
+    service = "nginx" if kind.startswith("nginx") else f"shop-{kind}"
     with folder() as work:
         log = work / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                server_command(kind, port, work),
-                env={**os.environ, "OTEL_SERVICE_NAME": service},
+                server_command(kind, port, work, upstream),
+                env={**os.environ, "OTEL_SERVICE_NAME": service, "UPSTREAM": upstream},
                 cwd=work,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

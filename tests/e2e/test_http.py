@@ -26,6 +26,7 @@ from tests.e2e.conftest import (
     agent_environment,
     free_port,
     listening,
+    started_server,
     traced,
     wait_until,
 )
@@ -40,21 +41,25 @@ PARENT_ID = "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
 
 
-def load(port, count, *, keep_alive, threads=4):
-    """GET /hello *count* times, from an untraced process; returns how many were answered with 200."""
+def load(port, count, *, keep_alive, threads=4, path="/hello"):
+    """GET *path* *count* times, from an untraced process; returns how many were answered with 200.
+
+    Args:
+        path: May have a {}, for the number of the request.
+    """
 
     def part(requests):
         connection, good = http.client.HTTPConnection("127.0.0.1", port), 0
-        for _ in range(requests):
-            connection.request("GET", "/hello", headers={} if keep_alive else {"Connection": "close"})
+        for i in requests:
+            connection.request("GET", path.format(i), headers={} if keep_alive else {"Connection": "close"})
             response = connection.getresponse()
-            good += response.status == 200 and response.read() == b"hello\n"
+            good += response.status == 200 and response.read() != b""
             if not keep_alive:  # not every server answers with the same header
                 connection.close()
         connection.close()
         return good
 
-    shares = [count // threads + (i < count % threads) for i in range(threads)]
+    shares = [range(i, count, threads) for i in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(part, shares))
 
@@ -81,6 +86,35 @@ def test_every_request_to_a_server_is_a_span_and_a_count(server, keep_alive, age
     assert {span.resource["service.name"] for span in spans} == {server.service}
     assert len({span.span_id for span in spans}) == REQUESTS
     assert total(collector.metrics(), "http.server.request.duration") == REQUESTS
+
+
+@pytest.mark.parametrize("front", ["nginx-8", "go", "java"])
+def test_a_call_is_below_the_request_that_caused_it_or_below_none(front, agent, collector):
+    """Several requests at a time, and who reads one is not who calls out for it, or not the only one who could."""
+    with (
+        started_server("nginx") as back,
+        started_server(front, back.url) as server,
+        agent("--pid", str(server.pid), endpoint=collector.endpoint),
+    ):
+        assert load(server.port, REQUESTS, keep_alive=True, threads=8, path="/proxy/{}") == REQUESTS
+
+    spans = collector.spans()
+    inbound = {number(span.attributes["url.path"]): span for span in spans if span.kind == Kind.SERVER}
+    outbound = [span for span in spans if span.kind == Kind.CLIENT]
+    assert len(inbound) == len(outbound) == REQUESTS
+    assert len(spans) == 2 * REQUESTS
+    assert {number(span.attributes["url.full"]) for span in outbound} == inbound.keys()
+    wrong = [
+        span
+        for span in outbound
+        if span.parent_id and span.parent_id != inbound[number(span.attributes["url.full"])].span_id
+    ]
+    assert not wrong, f"{len(wrong)} of {sum(bool(span.parent_id) for span in outbound)} parents"
+    assert total(collector.metrics(), "http.client.request.duration") == REQUESTS
+
+
+def number(url):
+    return int(url.rpartition("/")[2])
 
 
 CLIENTS = {
