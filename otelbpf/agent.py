@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from selectors import EVENT_READ, DefaultSelector
@@ -96,7 +96,7 @@ def run(
         host.scan()
         host.follow_sockets = any(probe.sockets for probe in enabled(config))
         context: Any = RecordedHost(host, recording) if recording else host
-        running = open_probes(config, context, stack)
+        running = open_probes(enabled(config), config, context, stack)
         outputs = [
             opened.get(where) or privileges.apart(partial(open_output, where, config, stack))
             for where in config.outputs
@@ -134,11 +134,10 @@ def enabled(config: Config) -> list[Probe]:
     return [probe for probe in PROBES if getattr(config.probes[probe.name], "enabled", True)]
 
 
-def open_probes(config: Config, context: Context, stack: ExitStack) -> dict[str, Running]:
-    """Load and attach what is enabled; it is closed with *stack*."""
+def open_probes(probes: Iterable[Probe], config: Config, context: Context, stack: ExitStack) -> dict[str, Running]:
+    """Load and attach *probes*; they are closed with *stack*."""
     return {
-        probe.name: stack.enter_context(closing(probe.open(config.probes[probe.name], context)))
-        for probe in enabled(config)
+        probe.name: stack.enter_context(closing(probe.open(config.probes[probe.name], context))) for probe in probes
     }
 
 

@@ -173,6 +173,7 @@ def record(args: argparse.Namespace) -> int:
         "version": __version__,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "redacted": args.redact,
+        "probes": [probe.name for probe in agent.enabled(conf)],
         "config": config.recorded(conf, _probes()),
     }
     with closing(Tape(args.file, head, redaction(PROBES) if args.redact else None)) as tape:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from otelbpf.agent import Agent, open_output, open_probes, views
+from otelbpf.agent import Agent, enabled, open_output, open_probes, views
 from otelbpf.config import Config
 from otelbpf.correlate import Exchanges
 from otelbpf.errors import RecordingError
@@ -39,7 +39,8 @@ def replay(recording: Recording, config: Config) -> None:
         ended = False
         for step in recording.steps():
             if agent is None:
-                agent = Agent(config, host, open_probes(config, host, stack), outputs)
+                probes = [probe for probe in enabled(config) if probe.name in recording.head.get("probes", ())]
+                agent = Agent(config, host, open_probes(probes, config, host, stack), outputs)
                 agent.resource, agent.start_ns = recording.answer("agent", (agent.resource, agent.start_ns))
             elif step == "export":
                 agent.export_metrics()
@@ -75,6 +76,8 @@ class ReplayedHost:
         self.views = views(config)
         self.constants: Mapping[str, int] = {}
         self.exchanges = Exchanges()
+        self.exchange: Any = None
+        self.follow_sockets = False
         self.kernel = self.object("process")
 
     @property

@@ -67,6 +67,10 @@ def replayed(path, *args):
     return out, done.stderr
 
 
+def http_spans(path):
+    return [span for span in otlp_json.spans(path) if span.scope == "otelbpf.http"]
+
+
 def lines(path):
     """Each request as text; without metrics of the agent's own process."""
     requests = [json.loads(line) for line in path.read_text().splitlines()]
@@ -90,7 +94,7 @@ def test_a_replay_is_what_the_run_was(server, tmp_path):
 
     out, said = replayed(path)
     assert lines(out) == lines(live)
-    assert len(otlp_json.spans(out)) == 69
+    assert len(http_spans(out)) == 69
     assert "breaks off" not in said
     assert path.stat().st_mode & 0o777 == 0o600
 
@@ -113,7 +117,7 @@ def test_two_processes_that_come_and_go(server, tmp_path):
 
     out, _ = replayed(path)
     assert lines(out) == lines(live)
-    kinds = [span.kind for span in otlp_json.spans(out)]
+    kinds = [span.kind for span in http_spans(out)]
     assert (kinds.count(Kind.CLIENT), kinds.count(Kind.SERVER)) == (7, 7)
 
 
@@ -128,7 +132,7 @@ def test_what_is_redacted_is_not_in_the_file(server, tmp_path):
 
     assert b"s3cret" not in path.read_bytes()
     out, _ = replayed(path)
-    spans, were = otlp_json.spans(out), otlp_json.spans(live)
+    spans, were = http_spans(out), http_spans(live)
     assert [(span.span_id, span.start_ns, span.end_ns) for span in spans] == [
         (span.span_id, span.start_ns, span.end_ns) for span in were
     ]
@@ -142,14 +146,14 @@ def test_a_recording_that_breaks_off_is_replayed_as_far_as_it_goes(server, tmp_p
     with recording(path, "--pid", server.pid):
         assert load(server.port, 23, keep_alive=True, threads=1) == 23
     whole = path.read_bytes()
-    everything = otlp_json.spans(replayed(path)[0])
+    everything = http_spans(replayed(path)[0])
     assert len(everything) == 23
 
     for keep in (0.999, 0.8, 0.5, 0.2):
         torn = tmp_path / "torn.rec"
         torn.write_bytes(whole[: int(len(whole) * keep)])
         out, said = replayed(torn)
-        spans = otlp_json.spans(out)
+        spans = http_spans(out)
         assert spans == everything[: len(spans)]
         assert "the recording breaks off: its last " in said
 
@@ -159,7 +163,7 @@ def test_another_configuration(server, tmp_path):
     with recording(path, "--pid", server.pid):
         assert load(server.port, 7, keep_alive=True) == 7
     config.write_text("probes: {exchange: {routes: ['/{word}']}}\n")
-    assert {span.name for span in otlp_json.spans(replayed(path, "-c", config)[0])} == {"GET /{word}"}
+    assert {span.name for span in http_spans(replayed(path, "-c", config)[0])} == {"GET /{word}"}
 
 
 def test_the_command_decides_over_the_exit_status(tmp_path):
