@@ -154,6 +154,9 @@ class Everything:
     def resource(self, _pid: int, _start_ns: int) -> Resource:
         return self._resource
 
+    def handing_over(self) -> list[int]:
+        return []
+
     def outside_contexts(self, _pid: int, _start_ns: int) -> frozenset[bytes]:
         return frozenset()
 

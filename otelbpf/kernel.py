@@ -279,6 +279,9 @@ class Host:
     def resource(self, pid: int, start_ns: int) -> Resource:
         return self.processes.resource(pid, start_ns)
 
+    def handing_over(self) -> list[int]:
+        return self.processes.handing_over()
+
     def outside_contexts(self, pid: int, start_ns: int) -> frozenset[bytes]:
         return self.processes.outside_contexts(pid, start_ns)
 

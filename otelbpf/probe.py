@@ -84,6 +84,10 @@ class Context(Protocol):
         """Number of the rule that selected a process; 0: not known."""
         ...
 
+    def handing_over(self) -> list[int]:
+        """Processes whose threads prove nothing, as their programs say; each is told once."""
+        ...
+
     def outside_contexts(self, pid: int, start_ns: int) -> frozenset[bytes]:
         """Span ids that the process was started with, by its command line or environment."""
         ...

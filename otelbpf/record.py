@@ -51,6 +51,7 @@ class RecordedHost(_Watched):
     def __init__(self, host: Host, tape: Tape) -> None:
         super().__init__(host, tape)
         self.unix_ns = host.unix_ns
+        self.handing_over = host.handing_over  # only the kernel side wants to know
         self._step("open")
 
     def object(self, stem: str) -> Any:

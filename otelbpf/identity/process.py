@@ -26,7 +26,7 @@ from otelbpf import procfs
 from otelbpf.config import Rule
 from otelbpf.identity.host import DISTRO, host_attributes
 from otelbpf.identity.place import NOWHERE, Place, place
-from otelbpf.identity.program import Programs
+from otelbpf.identity.program import GO, RUNTIME, Found, Programs
 from otelbpf.model import Resource, Value
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ class Processes:
         self._processes: OrderedDict[_Key, _Process] = OrderedDict()
         self._latest: dict[int, _Key] = {}
         self._exited: list[_Key] = []
+        self._go: list[int] = []
         self._leaving: deque[tuple[float, _Key]] = deque()
 
     def exec(  # noqa: PLR0917 - the event's fields, in its order
@@ -113,6 +114,7 @@ class Processes:
         process.rule = rule
         process.exited = False  # it may have been a program that is not selected
         known, process.resource = process.resource, None
+        self._program(pid)
         return known is not None
 
     def ruled(self, pid: int, rule: int) -> bool:
@@ -193,6 +195,17 @@ class Processes:
             process.rule = self._rule_of(key[0])
         return process.rule
 
+    def handing_over(self) -> list[int]:
+        """Pids of processes that pass requests from thread to thread by nature; each is told once."""
+        told, self._go = self._go, []
+        return told
+
+    def _program(self, pid: int) -> Found:
+        program = self._programs.attributes(pid, procfs.executable(pid).decode(errors="replace"))
+        if GO in program or program.get(RUNTIME) == "go":
+            self._go.append(pid)
+        return program
+
     def _exit(self, key: _Key) -> None:
         process = self._processes.get(key)
         if process and not process.exited:
@@ -226,7 +239,7 @@ class Processes:
         process = self._process(key)
         if process.resource is None:
             image = process.image
-            program = self._programs.attributes(key[0], procfs.executable(key[0]).decode(errors="replace"))
+            program = self._program(key[0])
             if read := _read(*key):
                 # kept for a child whose fork we hear of when both are gone
                 image = process.image = _merged(read[0], image)

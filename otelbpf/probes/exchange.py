@@ -18,7 +18,7 @@ from otelbpf.http import HttpMapping
 from otelbpf.model import Points, SpanBatch, View
 from otelbpf.native._shim import ffi, lib
 from otelbpf.native.assembler import sampler
-from otelbpf.native.object import DRAIN_BYTES, Object
+from otelbpf.native.object import DRAIN_BYTES, Object, map_set
 from otelbpf.probe import Context, Probe, Tally
 from otelbpf.protocols import redact as redacted
 from otelbpf.protocols.routes import LEARNED, Routes
@@ -32,6 +32,7 @@ MAX_CONNECTIONS = 1 << 22
 MAX_RULES = 256
 BATCHES = 1 << (max(1, os.cpu_count() or 1) - 1).bit_length()
 """Where the kernel side collects counts: one for each CPU, of which there is a power of two at most."""
+YES = (1).to_bytes(4, "little")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,7 @@ class Exchange:
             self.object.close()
             raise
         self.rings = (self.ring,)
+        context.outside("exchange: handing over", self._distrust)
         self.drains = 1 + config.ring_bytes // DRAIN_BYTES
         self._command = ffi.new("struct exchange_command *")
 
@@ -114,11 +116,17 @@ class Exchange:
             drains += 1
             records, size, more = self.ring.drain()
             self.context.catch_up()
+            self.context.outside("exchange: handing over", self._distrust)
             if self.generation != self.context.generation:
                 self.generation = self.context.generation
                 self.http.forget()
             yield from self.http.feed(records, size, self._ignore)
         yield from self.http.flush(self.context.monotonic_ns(), self._ignore, everything=last)
+
+    def _distrust(self) -> None:
+        """Before the kernel side finds out by a thread that answers what another one read."""
+        for pid in self.context.handing_over():
+            map_set(self.object.map_fd("handing_over"), pid.to_bytes(4, "little"), YES)
 
     def _sweep(self, *, last: bool) -> None:
         if self.capture.rung.stem == OLD:

@@ -22,10 +22,10 @@ import pytest
 import yaml
 
 from tests import parts
+from tests.apps import APPS, go_program
 from tests.e2e import otlp_json
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-APPS = ROOT / "tests" / "apps"
 COLLECTOR_CONFIG = ROOT / "otel-collector-config.yaml"
 
 
@@ -220,16 +220,6 @@ SERVERS = ("http.server-1.0", "gunicorn-sync", *KEEP_ALIVE)
 
 def gunicorn(port, *workers):
     return [sys.executable, "-m", "gunicorn", f"--bind=127.0.0.1:{port}", f"--chdir={APPS}", *workers, "wsgi:app"]
-
-
-def go_program(source):
-    """Built once; again when the source or the compiler is another."""
-    cache = ROOT / "build" / "go"
-    program = cache / source.stem
-    # the build cache knows when there is nothing to do
-    environment = {**os.environ, "GOCACHE": str(cache / "cache"), "GOPROXY": "off", "CGO_ENABLED": "0"}
-    subprocess.run(["go", "build", "-o", program, source], env=environment, cwd=ROOT / "tests", check=True)
-    return program
 
 
 def server_command(kind, port, work, upstream):
