@@ -53,6 +53,7 @@ class RecordedHost(_Watched):
         self.unix_ns = host.unix_ns
         self.handing_over = host.handing_over  # only the kernel side wants to know
         self._step("open")
+        tape.answer("samplers", [asdict(each) for each in host.samplers])
 
     def object(self, stem: str) -> Any:
         return RecordedObject(Object(stem), self._tape)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from otelbpf.agent import Agent, enabled, open_output, open_probes, views
-from otelbpf.config import Config
+from otelbpf.config import Config, Keep, Sampling
 from otelbpf.correlate import Exchanges
 from otelbpf.errors import RecordingError
 from otelbpf.model import Resource, Value
@@ -54,15 +54,15 @@ def replay(recording: Recording, config: Config) -> None:
             agent.export_metrics()
         for output in outputs:
             output.close(CLOSE_S)
-        _say("; ".join([f"replayed {recording.steps_read} steps", *agent.account(), *_flaws(recording)]))
+        _say("; ".join([f"replayed {recording.steps_read} steps", *agent.account(), *_flaws(recording, host)]))
 
 
-def _flaws(recording: Recording) -> list[str]:
+def _flaws(recording: Recording, host: ReplayedHost) -> list[str]:
     flaws = [f"the recording breaks off: {recording.torn}"] if recording.torn else []
     if recording.drains_left:
         flaws.append(f"{recording.drains_left} drains of rings that nobody asked for")
-    if recording.unanswered:
-        flaws.append(f"{recording.unanswered} questions without an answer in the recording")
+    if host.unknown:
+        flaws.append(f"{len(host.unknown)} processes of which the recording says nothing")
     return flaws
 
 
@@ -72,13 +72,21 @@ class ReplayedHost:
     def __init__(self, recording: Recording, config: Config) -> None:
         self._recording = recording
         self.max_series = config.metrics.max_series
-        self.samplers = (config.sampling,)
+        self._sampling = config.sampling
+        self.unknown: dict[int, Resource] = {}
+        """Processes that had to be made up."""
         self.views = views(config)
         self.constants: Mapping[str, int] = {}
         self.exchanges = Exchanges()
         self.exchange: Any = None
         self.follow_sockets = False
         self.kernel = self.object("process")
+
+    @property
+    def samplers(self) -> Sequence[Sampling]:
+        """As the rules had it then; with another configuration's, that for all."""
+        then = [_sampling(each) for each in self._recording.answer("samplers", [])]
+        return then if self._sampling in then[:1] else [self._sampling] * max(1, len(then))
 
     @property
     def generation(self) -> int:
@@ -96,9 +104,14 @@ class ReplayedHost:
         return bool(self._recording.answer("stopping()"))
 
     def resource(self, pid: int, start_ns: int) -> Resource:
-        unknown: dict[str, Value] = {"service.name": "unknown_service", "process.pid": pid}
-        resource: Resource = self._recording.answer(question("resource", (pid, start_ns)), Resource(unknown))
+        resource: Resource | None = self._recording.answer(question("resource", (pid, start_ns)))
+        if resource is None:
+            unknown: dict[str, Value] = {"service.name": "unknown_service", "process.pid": pid}
+            resource = self.unknown.setdefault(pid, Resource(unknown))
         return resource
+
+    def rule(self, pid: int, start_ns: int) -> int:
+        return int(self._recording.answer(question("rule", (pid, start_ns)), 0))
 
     def outside_contexts(self, pid: int, start_ns: int) -> frozenset[bytes]:
         return frozenset(self._recording.answer(question("outside_contexts", (pid, start_ns)), frozenset()))
@@ -121,6 +134,10 @@ class ReplayedHost:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Whatever else probes ask, now or in a later version."""
         return partial(_answer, self._recording, name)
+
+
+def _sampling(fields: Mapping[str, Any]) -> Sampling:
+    return Sampling(**{**fields, "keep": Keep(**fields["keep"])})
 
 
 class ReplayedObject:

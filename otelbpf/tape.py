@@ -223,7 +223,7 @@ class Recording:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.torn = ""
-        self.steps_read = self.drains_left = self.unanswered = 0
+        self.steps_read = self.drains_left = 0
         self.offset_ns = 0
         self._resources: dict[int, Resource] = {}
         self._current: dict[str, Any] = {}
@@ -321,10 +321,7 @@ class Recording:
         if pending:
             self._current[asked] = pending.popleft()
         elif asked not in self._current:
-            if default is None:
-                return None
-            self.unanswered += 1
-            self._current[asked] = default  # a Resource must be the same each time
+            return default
         return self._current[asked]
 
     def _learn(self, answers: list[tuple[str, Any]]) -> None:

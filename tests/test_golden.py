@@ -67,7 +67,7 @@ def test_a_recording_becomes_what_it_became(name, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "breaks off" not in said
     assert "nobody asked for" not in said
-    assert "without an answer" not in said
+    assert "says nothing" not in said
 
 
 def test_there_is_a_recording_of_each_kind():

@@ -123,7 +123,7 @@ def test_two_processes_that_come_and_go(server, tmp_path):
 
 def test_what_is_redacted_is_not_in_the_file(server, tmp_path):
     path, live = tmp_path / "a.rec", tmp_path / "live.jsonl"
-    with recording(path, "--redact", "--port", server.port, f"--output=file:{live}"):
+    with recording(path, "--redact", "--pid", server.pid, f"--output=file:{live}"):
         connection = http.client.HTTPConnection("127.0.0.1", server.port)
         for _ in range(3):
             connection.request("POST", "/echo?token=s3cret", b"s3cret" * 500, {"Cookie": "s3cret", "X-Length": "1"})
@@ -175,3 +175,16 @@ def test_the_command_decides_over_the_exit_status(tmp_path):
         check=False,
     )
     assert done.returncode == 7
+
+
+def test_rules_sample_as_they_did(server, tmp_path):
+    path, live, config = tmp_path / "a.rec", tmp_path / "live.jsonl", tmp_path / "a.yaml"
+    sampling = "sampling: {sampler: traceidratio, ratio: 0.5}"
+    config.write_text(f"select: {{rules: [{{pids: [{server.pid}], service_name: shop, {sampling}}}]}}\n")
+    with recording(path, "-c", config, f"--output=file:{live}"):
+        assert load(server.port, 53, keep_alive=True) == 53
+
+    out, _ = replayed(path)
+    assert lines(out) == lines(live)
+    assert 0 < len(http_spans(out)) < 53
+    assert {span.resource["service.name"] for span in http_spans(out)} == {"shop"}
