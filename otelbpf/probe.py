@@ -138,10 +138,6 @@ class Running(Protocol):
     def close(self) -> None: ...
 
 
-Redaction = Callable[[NDArray[Any], bytes], bytes]
-"""What a recording may keep: (one event, shape (1,), which may be changed; the bytes behind it) -> as many bytes."""
-
-
 @dataclass(frozen=True, slots=True)
 class Probe:
     name: str
@@ -154,8 +150,8 @@ class Probe:
     """Which of its hooks this kernel allows, and what is lost without them."""
     keeps: tuple[str, ...] = ()
     """Capabilities that it still needs when it is open; all others are given up (native/privileges.py)."""
-    redact: Mapping[str, tuple[str, Redaction]] = field(default_factory=dict)
-    """Rings whose records hold bytes of messages: their event, and what of it `record --redact` keeps."""
+    redact: Mapping[str, Callable[[bytes], bytes]] = field(default_factory=dict)
+    """Rings whose records hold bytes of messages: what `record --redact` keeps of one, as many bytes."""
     live: Mapping[str, Callable[[Any, Any], None]] = field(default_factory=dict)
     """Keys of the configuration that may change while it runs: what to call with the running probe and the value."""
     sockets: bool = False

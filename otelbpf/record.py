@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from otelbpf.kernel import Host
-from otelbpf.native.layout import dtype
 from otelbpf.native.object import Object, Ring, framed, frames
-from otelbpf.probe import Probe, Redaction, Tally
+from otelbpf.probe import Probe, Tally
 from otelbpf.tape import Redact, Tape, question
 
 
@@ -38,8 +37,8 @@ class _Watched:
 class RecordedObject(_Watched):
     """A BPF object whose rings and answers are recorded."""
 
-    def ring(self, name: str, event: str, payload: int = 0) -> Ring:
-        ring: Ring = self._what.ring(name, event, payload)
+    def ring(self, name: str, event: str, payload: int = 0, unless: bytes = b"") -> Ring:
+        ring: Ring = self._what.ring(name, event, payload, unless)
         ring.tap = partial(self._tape.drain, name)
         self.layout(event)
         return ring
@@ -80,19 +79,10 @@ class RecordedHost(_Watched):
 
 def redaction(probes: Iterable[Probe]) -> Redact:
     """What *probes* declare, as a tape wants it."""
-    by_ring = {ring: (dtype(event), redact) for probe in probes for ring, (event, redact) in probe.redact.items()}
+    by_ring = {ring: redact for probe in probes for ring, redact in probe.redact.items()}
 
     def redacted(ring: str, records: bytes) -> bytes:
-        if ring not in by_ring:
-            return records
-        layout, redact = by_ring[ring]
-        return b"".join(map(framed, _redacted(records, layout, redact)))
+        redact = by_ring.get(ring)
+        return b"".join(framed(redact(record)) for record in frames(records)) if redact else records
 
     return redacted
-
-
-def _redacted(records: bytes, layout: np.dtype[Any], redact: Redaction) -> Iterator[bytes]:
-    for record in frames(records):
-        event = np.frombuffer(bytearray(record[: layout.itemsize]), layout)
-        payload = redact(event, record[layout.itemsize :])
-        yield event.tobytes() + payload

@@ -150,13 +150,13 @@ class ReplayedObject:
     def layout(self, struct: str) -> Layout:
         return self._object.layout(struct)
 
-    def ring(self, name: str, event: str, payload: int = 0) -> RecordedRing:  # noqa: ARG002 - as of a real one
+    def ring(self, name: str, event: str, payload: int = 0, unless: bytes = b"") -> RecordedRing:  # noqa: ARG002
         now = self.layout(event)
         then = self._recording.answer(question("layout", (event,)), now)
         drain = partial(self._recording.drain, name)
         if then != now:
             _refuse(event, then, now, self._recording)
-            return RecordedRing(lambda: _translated(drain(), then, now))
+            return RecordedRing(lambda: _translated(drain(), then, now, unless))
         return RecordedRing(drain)
 
     def map_fd(self, name: str) -> int:  # noqa: ARG002 - there is no map
@@ -187,11 +187,14 @@ def _refuse(event: str, then: Layout, now: Layout, recording: Recording) -> None
         )
 
 
-def _translated(drained: tuple[bytes, bool], then: Layout, now: Layout) -> tuple[bytes, bool]:
-    """Records as this version has them; fields that there were not yet are 0."""
+def _translated(drained: tuple[bytes, bool], then: Layout, now: Layout, unless: bytes) -> tuple[bytes, bool]:
+    """Records as this version has them; fields that there were not yet are 0. Those of another kind stay."""
     records, more = drained
     translated = []
     for record in frames(records):
+        if unless and record.startswith(unless):
+            translated.append(framed(record))
+            continue
         old, new = np.frombuffer(record, then, 1), np.zeros(1, now)
         for name in now.names or ():
             if name in (then.names or ()):

@@ -118,8 +118,12 @@ class Object:
         """Take all programs off their hooks; maps and syscall programs stay."""
         lib.otb_detach(self._ptr)
 
-    def ring(self, name: str, event: str, payload: int = 0) -> Ring:
-        """Map a ring, after `load`: its records are a ``struct event`` each, with at most *payload* bytes behind it."""
+    def ring(self, name: str, event: str, payload: int = 0, unless: bytes = b"") -> Ring:  # noqa: ARG002 - for replays
+        """Map a ring, after `load`: its records are a ``struct event`` each, with at most *payload* bytes behind it.
+
+        Args:
+            unless: Records that begin with this, if it is anything, are of another kind.
+        """
         return Ring(self, name, self.layout(event).itemsize + payload)
 
     def map_fd(self, map_name: str) -> int:
@@ -353,9 +357,11 @@ class RecordedRing(Ring):
     def __init__(self, drain: Callable[[], tuple[bytes, bool]]) -> None:
         self._recorded = drain
         self._records = ffi.NULL
+        self.read = 0
 
     def drain(self) -> tuple[Any, int, bool]:
         records, more = self._recorded()
+        self.read += len(records)
         self._records = ffi.from_buffer("uint8_t[]", records)
         return self._records, len(records), more
 

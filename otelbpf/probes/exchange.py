@@ -7,9 +7,8 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from numpy.typing import NDArray
+import numpy as np
 
 from otelbpf.capture import NAMES, OLD, Capture, check
 from otelbpf.classes import Classes
@@ -18,7 +17,8 @@ from otelbpf.http import HttpMapping
 from otelbpf.model import Points, SpanBatch, View
 from otelbpf.native._shim import ffi, lib
 from otelbpf.native.assembler import sampler
-from otelbpf.native.object import DRAIN_BYTES, Object, map_set
+from otelbpf.native.layout import dtype
+from otelbpf.native.object import DRAIN_BYTES, Object
 from otelbpf.probe import Context, Probe, Tally
 from otelbpf.protocols import redact as redacted
 from otelbpf.protocols.routes import LEARNED, Routes
@@ -32,6 +32,9 @@ MAX_CONNECTIONS = 1 << 22
 MAX_RULES = 256
 BATCHES = 1 << (max(1, os.cpu_count() or 1) - 1).bit_length()
 """Where the kernel side collects counts: one for each CPU, of which there is a power of two at most."""
+EVENT = dtype("exchange_event")
+COUNTS = bytes(8)
+"""What a record of counts begins with, where the others have a cookie."""
 YES = (1).to_bytes(4, "little")
 
 
@@ -96,7 +99,7 @@ class Exchange:
         self.capture = Capture(config.capture, context.object, constants, lambda obj: prepare(obj, config, context))
         self.object = context.exchange = self.capture.object
         try:
-            self.ring = self.object.ring("exchange_events", "exchange_event", lib.EXCHANGE_COUNTS_LEN)
+            self.ring = self.object.ring("exchange_events", "exchange_event", lib.EXCHANGE_COUNTS_LEN, COUNTS)
             self._sample(context.samplers)
         except BaseException:
             self.object.close()
@@ -126,7 +129,7 @@ class Exchange:
     def _distrust(self) -> None:
         """Before the kernel side finds out by a thread that answers what another one read."""
         for pid in self.context.handing_over():
-            map_set(self.object.map_fd("handing_over"), pid.to_bytes(4, "little"), YES)
+            self.object.set_entry("handing_over", pid.to_bytes(4, "little"), YES)
 
     def _sweep(self, *, last: bool) -> None:
         if self.capture.rung.stem == OLD:
@@ -184,15 +187,18 @@ class Exchange:
         self.object.close()
 
 
-def redact(event: NDArray[Any], heads: bytes) -> bytes:
+def redact(record: bytes) -> bytes:
     """What a recording may keep of a record; as many bytes."""
+    if record.startswith(COUNTS):
+        return redacted.without_users(record)  # request lines up to the query
+    event, heads = np.frombuffer(bytearray(record[: EVENT.itemsize]), EVENT), record[EVENT.itemsize :]
     for name in ("request_tail", "response_tail"):
         if tail := int(event[name][0]):
             event[name] = int.from_bytes(redacted.ending(tail.to_bytes(8, "little")), "little")
     begin, end = int(event["request_len"][0]), int(event["request_len"][0] + event["response_len"][0])
     kept = redacted.request(heads[:begin]) + redacted.response(heads[begin:end])
-    return kept + bytes(len(heads) - len(kept))
+    return event.tobytes() + kept + bytes(len(heads) - len(kept))
 
 
-REDACT = {"exchange_events": ("exchange_event", redact)}
+REDACT = {"exchange_events": redact}
 PROBE = Probe("exchange", ExchangeConfig, Exchange, check, live={"routes": Exchange.set_routes}, redact=REDACT)

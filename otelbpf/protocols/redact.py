@@ -28,6 +28,7 @@ _REQUEST_CUT = re.compile(
 )
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})")
 _STATUS_CUT = re.compile(rb"H(?:T(?:T(?:P(?:/(?:1(?:\.(?:[01](?: [0-9]{0,2})?)?)?)?)?)?)?)?\Z")
+_USERS = re.compile(rb"://([^/?#@\s\x00]*)@")
 _USER = re.compile(rb"\A([A-Za-z][A-Za-z0-9+.-]*://)([^/?#]*)(?=@)")
 
 
@@ -48,6 +49,11 @@ def response(data: bytes) -> bytes:
     head = found[0] + _crossed(line, keep=b" \r") + newline
     interim = found[1].startswith(b"1") and found[1] != b"101"
     return head + _headers(rest, interim=interim)
+
+
+def without_users(data: bytes) -> bytes:
+    """Request lines among other bytes: user information goes."""
+    return _USERS.sub(lambda found: b"://" + b"x" * len(found[1]) + b"@", data)
 
 
 def ending(data: bytes) -> bytes:

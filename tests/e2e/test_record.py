@@ -188,3 +188,15 @@ def test_rules_sample_as_they_did(server, tmp_path):
     assert lines(out) == lines(live)
     assert 0 < len(http_spans(out)) < 53
     assert {span.resource["service.name"] for span in http_spans(out)} == {"shop"}
+
+
+def test_what_the_kernel_counted_is_in_the_recording(server, tmp_path):
+    path, live, config = tmp_path / "a.rec", tmp_path / "live.jsonl", tmp_path / "a.yaml"
+    config.write_text("sampling: {sampler: always_off}\n")
+    with recording(path, "-c", config, "--redact", "--pid", server.pid, f"--output=file:{live}"):
+        assert load(server.port, 53, keep_alive=True) == 53
+
+    out, _ = replayed(path)
+    assert lines(out) == lines(live)
+    assert not http_spans(out)
+    assert total(otlp_json.points(out), "http.server.request.duration") == 53
