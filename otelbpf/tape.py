@@ -179,11 +179,13 @@ def _json(value: Any) -> bytes:
 
 
 def _layout(dtype: np.dtype[Any]) -> Any:
+    """A dtype as JSON: "<u8", {"of": dtype, "shape": [...]}, or [[[field, dtype, offset], ...], size]."""
+    if dtype.subdtype:
+        return {"of": _layout(dtype.subdtype[0]), "shape": dtype.subdtype[1]}
     if dtype.names is None:
         return dtype.str
     at: Mapping[str, Any] = dtype.fields or {}
-    fields = [[name, dtype[name].str, at[name][1]] for name in dtype.names]
-    return [fields, dtype.itemsize]
+    return [[[name, _layout(dtype[name]), at[name][1]] for name in dtype.names], dtype.itemsize]
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -375,7 +377,11 @@ class Recording:
 
 
 def _dtype(layout: Any) -> np.dtype[Any]:
-    if isinstance(layout, str):
-        return np.dtype(layout)
-    names, formats, offsets = zip(*layout[0], strict=True)
-    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": layout[1]})
+    match layout:
+        case str():
+            return np.dtype(layout)
+        case {"of": of, "shape": shape}:
+            return np.dtype((_dtype(of), tuple(shape)))
+    fields, size = layout
+    names, formats, offsets = zip(*fields, strict=True)
+    return np.dtype({"names": names, "formats": list(map(_dtype, formats)), "offsets": offsets, "itemsize": size})

@@ -104,6 +104,32 @@ def test_a_resource_stays_one_object(path):
             assert recording.answer("events()").tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+LAYOUTS = (
+    "<u8",
+    "V16",
+    [("a", "<u2"), ("b", "S4")],
+    [("counts", "<u8", (3, 2)), ("inside", [("x", "<i4"), ("y", "V3")]), ("sum", "<f8")],
+    {"names": ["late"], "formats": ["<u4"], "offsets": [8], "itemsize": 16},
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_an_array_of_any_layout(path, layout):
+    array = np.frombuffer(bytes(range(1, 251)) * 4, np.dtype(layout), 3)
+    tape = Tape(path, {}, None)
+    tape.step("open", 0)
+    tape.answer("array()", array)
+    tape.answer("layout()", array.dtype)
+    tape.end()
+    tape.close()
+    with Recording(path) as recording:
+        assert next(recording.steps()) == "open"
+        assert recording.answer("layout()") == array.dtype
+        found = recording.answer("array()")
+        assert found.dtype == array.dtype
+        assert found.tobytes() == array.tobytes()
+
+
 def test_an_answer_that_has_not_changed_is_written_once(path):
     tape = Tape(path, {}, None)
     tape.step("open", 0)
