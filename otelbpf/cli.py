@@ -109,6 +109,17 @@ event, and what they take themselves. For root and the agent's own user.
 Exits 0 if all of them are ready, else 1.
 """
 
+EXPLAIN = """\
+Say whether a process would be traced by `run` with the same flags and file, by
+which rule and why; what it would be called, and where that name comes from.
+Looks at /proc only.
+"""
+EXPLAIN_EXAMPLES = """\
+Examples:
+  otelbpf explain 4711 --exe 'python3*'
+  otelbpf explain 4711 -c /etc/otelbpf/config.yaml
+"""
+
 CONFIG = """\
 Print the effective configuration: every key, its value, and where that came
 from. Flags win over OTEL_* variables, those over the file, that over the
@@ -208,6 +219,14 @@ def check(_args: argparse.Namespace) -> int:
         if each.advice and not each.ok:
             print(f"     {'':{width}}  {each.advice}")
     return 0 if all(each.ok or not each.needed for each in found) else 1
+
+
+def explain(args: argparse.Namespace) -> int:
+    conf = config.load(args.config, os.environ, _probes(), _flags(args))
+    from otelbpf.explain import explain as lines  # noqa: PLC0415 - as in run
+
+    print("\n".join(lines(args.explained, conf.select)))
+    return 0
 
 
 def status_(args: argparse.Namespace) -> int:
@@ -400,6 +419,14 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
         "check": names.add_parser(
             "check", help="what this machine allows, hook by hook", description=CHECK, parents=[always], **_AS_WRITTEN
         ),
+        "explain": names.add_parser(
+            "explain",
+            help="whether and why a process would be traced, and its name",
+            description=EXPLAIN,
+            epilog=EXPLAIN_EXAMPLES,
+            parents=[choices, always],
+            **_AS_WRITTEN,
+        ),
         "status": names.add_parser(
             "status",
             help="what the running agents do, and what became of every event",
@@ -423,11 +450,14 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     asked("file", type=Path, metavar="FILE", help="what `otelbpf record` wrote")
     asked("--output", type=_output, action="append", default=[], metavar="WHERE", help=REPLAYED)
     asked("-c", "--config", type=Path, metavar="FILE", help="instead of the configuration in the recording")
+    what = "the process, as ps -e shows it"
+    commands["explain"].add_argument("explained", type=_pid, metavar="PID", help=what)
     asked = commands["status"].add_argument
     asked("-c", "--config", type=Path, metavar="FILE", help="the agent's; only where its status.directory is another")
     asked("--json", action="store_true", help="one JSON object for each agent, a line each")
     do_ = (
         ("run", run),
+        ("explain", explain),
         ("record", record),
         ("replay", replay),
         ("check", check),

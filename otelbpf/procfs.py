@@ -79,6 +79,24 @@ def children(pid: int) -> Iterator[int]:
         yield from map(int, read(pid, f"task/{task}/children").split())
 
 
+def listening(pid: int) -> set[int]:
+    """The TCP ports that it listens on, in its network namespace."""
+    sockets = set()
+    try:
+        for fd in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
+            target = os.readlink(f"/proc/{pid}/fd/{fd}")  # noqa: PTH115
+            sockets.add(target.removeprefix("socket:[").rstrip("]"))
+    except OSError:
+        pass  # gone, or not ours to read
+    ports = set()
+    for name in ("net/tcp", "net/tcp6"):
+        for line in read(pid, name).decode(errors="replace").splitlines()[1:]:
+            _, local, _, state, *_ = fields = line.split()
+            if state == "0A" and fields[9] in sockets:  # TCP_LISTEN
+                ports.add(int(local.rpartition(":")[2], 16))
+    return ports
+
+
 @dataclass(frozen=True, slots=True)
 class Cgroup:
     """One line of /proc/PID/cgroup."""

@@ -24,7 +24,7 @@ FLOORS = (
     {"__main__"},
     {"cli"},
     {"replay"},
-    {"agent"},
+    {"agent", "explain"},
     {"record"},
     {"kernel", "probes", "telemetry", "health", "service", "status"},
     {"http", "tcp", "cuda"},

@@ -68,6 +68,7 @@ class _Process:
     rule: int = 0
     place: Place | None = None
     program: Mapping[str, str] = field(default_factory=dict)
+    named_by: str = ""
 
 
 _Key = tuple[int, int]  # pid, start in ticks
@@ -177,6 +178,12 @@ class Processes:
         """Return the same object every time, until *pid* execs or is forgotten."""
         return self._resolved(self._key(pid, start_ns))[0]
 
+    def named_by(self, pid: int, start_ns: int) -> str:
+        """Say where its service.name comes from."""
+        key = self._key(pid, start_ns)
+        self._resolved(key)
+        return self._process(key).named_by
+
     def outside_contexts(self, pid: int, start_ns: int) -> frozenset[bytes]:
         """Return the span ids, 8 bytes each, of trace contexts that *pid* was started with.
 
@@ -278,12 +285,17 @@ class Processes:
         attributes: dict[str, Value] = {**self._host, **where.attributes(), "service.instance.id": str(instance)}
         # what the user says of the host or the service is better than what we find
         attributes |= {key: value for key, value in (given or {}).items() if value}
-        attributes["service.name"] = (
-            image.variables.get("OTEL_SERVICE_NAME")
-            or attributes.get("service.name")
-            or _name(image, where)
-            or (f"unknown_service:{image.comm}" if image.comm else "unknown_service")
-        )
+        names = {
+            "service_name of its rule": rule.service_name if rule else "",
+            "service.name in attributes of its rule": rule.attributes.get("service.name", "") if rule else "",
+            "OTEL_SERVICE_NAME in its environment": image.variables.get("OTEL_SERVICE_NAME", ""),
+            "OTEL_RESOURCE_ATTRIBUTES in its environment": (given or {}).get("service.name", ""),
+            "the systemd unit that it runs in": _units_name(image, where),
+            "what it runs": image.name,
+            "its command name, as nothing else tells": f"unknown_service:{image.comm}" if image.comm else "",
+            "nothing": "unknown_service",
+        }
+        process.named_by, name = next((source, name) for source, name in names.items() if name)
         attributes["process.pid"] = pid
         if start_tick:
             unix = datetime.fromtimestamp(self._boot_s + start_tick * TICK_NS / 1e9, UTC)
@@ -294,17 +306,14 @@ class Processes:
         if image.command:
             attributes["process.command"] = image.command
         attributes |= process.program
-        if rule:  # whoever runs the agent has the last word
-            attributes |= rule.attributes
-            attributes["service.name"] = rule.service_name or attributes["service.name"]
-        attributes |= DISTRO
+        # whoever runs the agent has the last word
+        attributes |= {**(rule.attributes if rule else {}), "service.name": name, **DISTRO}
         return {key: value[:MAX_CHARS] if isinstance(value, str) else value for key, value in attributes.items()}
 
 
-def _name(image: _Image, where: Place) -> str:
-    """What runs; of an interpreter that does not say, the unit of systemd that it runs in."""
-    unit = "" if where.container else where.unit
-    return unit if unit and (not image.name or image.name in _INTERPRETERS) else image.name
+def _units_name(image: _Image, where: Place) -> str:
+    """The unit of systemd, of an interpreter that does not say what it runs."""
+    return where.unit if not where.container and (not image.name or image.name in _INTERPRETERS) else ""
 
 
 def _boot_id() -> UUID:

@@ -173,6 +173,14 @@ class Rules:
                     anybodys.add(port)
                     yield port, 0, rule.number
 
+    def family(self, pid: int) -> tuple[Numbered, int] | None:
+        """The rule that selects a process by its own pid or a forebear's, and that pid."""
+        by_pid = {each: rule for rule in reversed(self.numbered) for each in rule.pids}
+        while pid and pid not in by_pid:
+            stat = procfs.stat(pid)
+            pid = stat.parent if stat else 0
+        return (by_pid[pid], pid) if pid else None
+
     def verdict(self, process: Process) -> Verdict:
         """By its texts alone: neither by its pid, nor by its parents, nor by the ports that it uses."""
         for kind, written in self.exclude.patterns.items():
