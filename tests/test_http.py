@@ -9,6 +9,7 @@ import pytest
 
 from bench.stages import Everything
 from otelbpf import http
+from otelbpf.classes import Classes
 from otelbpf.http import HttpMapping
 from otelbpf.model import Kind, View
 from otelbpf.native._shim import ffi
@@ -23,7 +24,7 @@ class Mapped:
     """A mapping that is fed requests, and what came of them."""
 
     def __init__(self, *routes):
-        self.mapping = HttpMapping(Everything(), routes, (1, 2), url_query=False)
+        self.mapping = HttpMapping(Everything(), routes, (1, 2), Classes(print, print), url_query=False)
         self.encoder = SpanEncoder()
         self.numbers = count(1)
 
