@@ -30,6 +30,7 @@ from otelbpf.native.layout import dtype
 from otelbpf.native.object import DRAIN_BYTES, FRAME
 from otelbpf.otlp.encode import SpanEncoder
 from otelbpf.probe import Tally
+from otelbpf.protocols.routes import LEARNED
 
 RECORDS = 20_000  # more than the shapes that are remembered: unique paths are new in every pass
 CONNECTIONS = 8
@@ -96,7 +97,7 @@ class Replayed:
         record = len(raw) // RECORDS
         self._step = DRAIN_BYTES // record * record
         self.context = Everything()
-        self._http = HttpMapping(self.context, (), SEEDS, Classes(print, print), url_query=False)
+        self._http = HttpMapping(self.context, (LEARNED,), SEEDS, Classes(print, print), url_query=False)
 
     def tick(self, *, last: bool) -> Iterator[SpanBatch]:
         for at in range(0, len(self._raw), self._step):

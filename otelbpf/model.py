@@ -53,9 +53,9 @@ class Scope:
     schema_url: str = "https://opentelemetry.io/schemas/1.44.0"
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)  # frozen ones take 1 us more to make, and paths may be unique
 class SpanShape:
-    """Everything that all spans of one shape have in common."""
+    """Everything that all spans of one shape have in common. Never changed."""
 
     resource: Resource
     name: str
@@ -70,11 +70,12 @@ class SpanShape:
     base: SpanShape | None = None
     """Whose attributes these spans carry too, and whose everything else is the same.
 
-    Shapes that differ in few attributes share a base: it is encoded once.
+    Shapes that differ in few attributes share a base: it is encoded once. What a base's base is shared by,
+    and no other, is taken for unique.
     """
 
     def having(self, attributes: Attributes) -> SpanShape:
-        """A shape like this one, with *attributes* in addition. This one must have no base."""
+        """A shape like this one, with *attributes* in addition."""
         return SpanShape(
             self.resource,
             self.name,
@@ -88,7 +89,7 @@ class SpanShape:
         )
 
     def all_attributes(self) -> Attributes:
-        return {**self.base.attributes, **self.attributes} if self.base else self.attributes
+        return {**self.base.all_attributes(), **self.attributes} if self.base else self.attributes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

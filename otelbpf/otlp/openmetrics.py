@@ -127,7 +127,7 @@ def _joined(parts: Iterable[str]) -> str:
     return ",".join(filter(None, parts))
 
 
-@lru_cache(1024)
+@lru_cache(256)
 def _target(resource: Resource) -> str:
     namespace, name, instance = (str(resource.attributes.get(key, "")) for key in IDENTITY)
     return _written({"job": f"{namespace}/{name}" if namespace else name, "instance": instance})

@@ -17,7 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from otelbpf.model import SpanBatch, SpanEvents, SpanShape, Status
-from otelbpf.otlp.wire import DOUBLE, FIXED32, FIXED64, INT, VARINT, attributes, delimited, delimiter, tag, text, varint
+from otelbpf.otlp.wire import (
+    DOUBLE,
+    FIXED32,
+    FIXED64,
+    INT,
+    VARINT,
+    attributes,
+    delimited,
+    delimiter,
+    key_value,
+    tag,
+    text,
+    varint,
+)
 
 
 class Layout(NamedTuple):
@@ -54,8 +67,12 @@ STATUSES = {
 
 
 def template(shape: SpanShape, base: Template | None) -> Template:
-    if base:
-        return Template(base.layout, base.tail + attributes(ATTRIBUTE, shape.attributes.items()))
+    if shape.base and base:
+        if not shape.base.base:
+            return Template(base.layout, base.tail + attributes(ATTRIBUTE, shape.attributes.items()))
+        # What hardly any other shape has would only drive out of the cache what many have.
+        own = b"".join([key_value(ATTRIBUTE, key, value) for key, value in shape.attributes.items()])
+        return Template(base.layout, base.tail + own)
     state = text(3, shape.trace_state) if shape.trace_state else b""
     constants = attributes(ATTRIBUTE, shape.attributes.items())
     tail = state + text(5, shape.name) + KINDS[shape.kind] + constants + STATUSES[shape.status]

@@ -62,8 +62,13 @@ def any_value(value: Value) -> bytes:
     return delimited(5, b"".join(delimited(1, text(1, each)) for each in value))
 
 
+@lru_cache(1024)
+def key_field(key: str) -> bytes:
+    return text(1, key)
+
+
 def key_value(field: int, key: str, value: Value) -> bytes:
-    return delimited(field, text(1, key) + delimited(2, any_value(value)))
+    return delimited(field, key_field(key) + delimited(2, any_value(value)))
 
 
 # A new shape shares nearly all attributes with others. Typed, as 1 and True are one key to a dict;

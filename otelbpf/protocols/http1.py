@@ -74,31 +74,43 @@ def describe(
         resource: A process's, by pid and start time.
         known: Kept by the caller for as long as *string*'s ids hold.
     """
-    path, peer = _text(string(shape.path)), address(string(shape.peer_addr))
+    path = string(shape.path).decode("utf-8", "replace")
     who, route = resource(shape.pid, shape.process_start_ns), ""
-    if shape.role == Role.SERVER:
+    server = shape.role == Role.SERVER
+    if server:
         # A path that was answered with a client's error may not exist; without an answer nothing is known of it.
         learn = bool(shape.status) and not CLIENT_ERROR <= shape.status < SERVER_ERROR
         route = routes.match(service(who), path, learn=learn)
+    key = (route, shape[0], *shape[3:])  # all but the path and the query
+    same = known.get(key)
+    if same is None:
+        same = known[key] = _from_there(shape, string, who, route, known)
+
+    query = f"?{_text(string(shape.query))}" if shape.query else ""
+    if server:
+        url = {"url.path": path, "url.query": query[1:]} if query else {"url.path": path}
+    else:
+        url = {"url.full": same.origin + (path if path.startswith("/") else "") + query}
+    return Described(same.span.having(url), same.metric, same.role, same.foreign, same.origin)
+
+
+def _from_there(shape: Any, string: Callable[[int], bytes], resource: Resource, route: str, known: Known) -> Described:
+    """What all requests have in common that one peer sends, or gets, so."""
     # A client's peer names the server when no Host header does.
     key = (*shape[:1], *shape[5:], route, 0 if shape.host else shape.peer_addr)
     common = known.get(key)
     if common is None:
-        common = known[key] = _common(shape, string, who, route)
-
-    query = _text(string(shape.query))
+        common = known[key] = _common(shape, string, resource, route)
+    peer = address(string(shape.peer_addr))
     details: dict[str, Value] = {"network.peer.address": peer}
     if common.role is Role.SERVER:
-        details |= {"url.path": path, "client.address": peer}
-        if query:
-            details["url.query"] = query
+        details["client.address"] = peer
         if shape.user_agent:
             details["user_agent.original"] = _text(string(shape.user_agent))
-    else:
-        details["url.full"] = common.origin + (path if path.startswith("/") else "") + (f"?{query}" if query else "")
-    return Described(common.span.having(details), *common[1:])
+    return common._replace(span=common.span.having(details))
 
 
+@lru_cache(256)
 def service(resource: Resource) -> str:
     """What a process's routes are learned with: other processes of the same service."""
     name, namespace = (str(resource.attributes.get(f"service.{each}", "")) for each in ("name", "namespace"))
