@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import statistics
@@ -54,37 +55,44 @@ class Load:
 
 
 class Cost:
-    """What a request costs a traced server, second by second, beside one that nobody traces.
+    """What a request costs the agent, and a traced server beside one that nobody traces, second by second.
 
-    Both are asked at the same time, so whatever else the machine does is in both.
+    Both servers are asked at the same time and run on the same CPU, so whatever else the machine does is in both.
     """
 
-    def __init__(self, traced: tuple[Load, list[int]], alone: tuple[Load, list[int]]) -> None:
-        self.sides = (traced, alone)
-        self.ratios: dict[str, list[tuple[float, float]]] = {}
+    def __init__(self, traced: tuple[Load, list[int]], alone: tuple[Load, list[int]], agent: int) -> None:
+        self.sides, self.agent = (traced, alone), agent
+        for _, pids in self.sides:
+            for pid in pids:
+                os.sched_setaffinity(pid, sorted(os.sched_getaffinity(0))[:1])
+        self.seconds: dict[str, list[tuple[float, float, float]]] = {}
         self.now = "well"
         self.thread = Thread(target=self._run)
         self.thread.start()
 
     def _run(self) -> None:
         while all(load.going for load, _ in self.sides):
-            during = self.now
+            during, agent_s = self.now, _cpu_s(self._agent_threads())
             before = [(load.sent, _cpu_s(pids)) for load, pids in self.sides]
             time.sleep(1)
             if self.now == during and all(load.going for load, _ in self.sides):
-                costs = [
+                (cpu, took), (other_cpu, other_took) = (
                     ((_cpu_s(pids) - cpu_s) / (load.sent - sent), statistics.median(load.took_s[sent:]))
                     for (load, pids), (sent, cpu_s) in zip(self.sides, before, strict=True)
-                ]
-                self.ratios.setdefault(during, []).append((costs[0][0] / costs[1][0], costs[0][1] / costs[1][1]))
+                )
+                agent_s = (_cpu_s(self._agent_threads()) - agent_s) / (self.sides[0][0].sent - before[0][0])
+                self.seconds.setdefault(during, []).append((cpu / other_cpu, took / other_took, agent_s * 1e6))
 
-    def medians(self, during: str) -> tuple[float, float]:
-        """Of the traced to the other: CPU time of a request, and latency."""
-        cpu, took = (statistics.median(column) for column in zip(*self.ratios[during], strict=True))
-        return cpu, took
+    def medians(self, during: str) -> tuple[float, ...]:
+        """CPU time and latency of a request, traced to untraced, and the agent's CPU time for it, in microseconds."""
+        return tuple(map(statistics.median, zip(*self.seconds[during], strict=True)))
+
+    def _agent_threads(self) -> list[int]:
+        return [int(path.name) for path in Path(f"/proc/{self.agent}/task").iterdir()]
 
 
 def _cpu_s(pids: list[int]) -> float:
+    """Of threads, by their ids."""
     return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in pids) / 1e9
 
 
@@ -140,6 +148,8 @@ class RealCollector:
             self.process = None
 
     def ids(self) -> Counter[str]:
+        """Of all it received; it has stopped then, and has written everything."""
+        self.end()
         path = self.work / "traces.jsonl"
         return Counter(span.span_id for span in otlp_json.spans(path)) if path.exists() else Counter()
 

@@ -19,7 +19,7 @@ from tests.otlp import sender
 from tests.otlp.recorder import Recorder
 
 FULL = os.environ.get("OTELBPF_FAULTS") == "full"
-TIMES = 50 if FULL else 4
+TIMES = 50 if FULL else 3
 ORDERS = (["take"], ["slow", 0.02], ["refuse", "UNAVAILABLE", 0.7], ["refuse", "UNAVAILABLE", 1])
 
 

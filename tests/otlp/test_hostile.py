@@ -182,7 +182,7 @@ def shown(argv, environ, monkeypatch) -> str:
     return out.getvalue() + err.getvalue()
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     value=values, name=st.sampled_from(["authorization", "x-key", "Api_Key"]), spoil=st.sampled_from(["", "%0a", "%ff"])
 )

@@ -187,7 +187,7 @@ def test_a_header_that_breaks_while_it_is_open(make, caplog):
     assert rest(spool) == [b"fourth"]
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.data())
 def test_whatever_happens_to_the_bytes_only_what_was_written_comes_back(data):
     requests = [b"%d" % i * (i + 1) for i in range(7)]
@@ -412,4 +412,4 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=60, stateful_step_count=60)
+TestLife.settings = settings(max_examples=40, stateful_step_count=50)
