@@ -51,6 +51,12 @@ static __always_inline __u64 argument(struct pt_regs *ctx, __u32 n)
 	}
 }
 
+/* The 7th and the 8th at once. */
+static __always_inline void read_arguments_7_8(struct pt_regs *ctx, __u64 values[2])
+{
+	bpf_probe_read_user(values, 16, (void *)(ctx->sp + 8));
+}
+
 static __always_inline bool maps_file(struct task_struct *task)
 {
 	struct pt_regs *regs = (void *)bpf_task_pt_regs(task);
@@ -105,6 +111,12 @@ static __always_inline __u64 argument(struct pt_regs *ctx, __u32 n)
 		bpf_probe_read_user(&value, sizeof(value), (void *)(regs->sp + 8 * (n - 9)));
 		return value;
 	}
+}
+
+static __always_inline void read_arguments_7_8(struct pt_regs *ctx, __u64 values[2])
+{
+	values[0] = argument(ctx, 7);
+	values[1] = argument(ctx, 8);
 }
 
 static __always_inline bool maps_file(struct task_struct *task)

@@ -88,13 +88,16 @@ struct {
 	__uint(value_size, CUDA_STACK_DEPTH * sizeof(__u64));
 } cuda_stacks SEC(".maps");
 
-/* Processes that user space is about to look at: it needs no second event. */
+/*
+ * Selected processes that user space was told of. 1: it is about to look, and
+ * needs no second event; it sets 0 when it does.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, __u32);
 	__type(value, __u32);
-} cuda_looking SEC(".maps");
+} cuda_watched SEC(".maps");
 
 /* A call that stores what it finds at *out: the name of a kernel, or whose handle it is. */
 struct naming {
@@ -164,7 +167,7 @@ struct launch_config {
 
 static __always_inline void read_launch(struct pt_regs *ctx, struct cuda_call *c)
 {
-	__u64 grid = argument(ctx, 2), block = argument(ctx, 4);
+	__u64 grid = argument(ctx, 2), block = argument(ctx, 4), rest[2] = {};
 
 	c->function = argument(ctx, 1);
 	c->grid_x = grid;
@@ -173,8 +176,9 @@ static __always_inline void read_launch(struct pt_regs *ctx, struct cuda_call *c
 	c->block_x = block;
 	c->block_y = block >> 32;
 	c->block_z = argument(ctx, 5);
-	c->shared_bytes = argument(ctx, 7);
-	c->stream = argument(ctx, 8);
+	read_arguments_7_8(ctx, rest);
+	c->shared_bytes = rest[0];
+	c->stream = rest[1];
 }
 
 static __always_inline void read_launch_config(struct pt_regs *ctx, struct cuda_call *c)
@@ -469,7 +473,7 @@ static __always_inline void note_state(struct cuda_thread *t, __u8 family)
 	struct cuda_call *c = &t->call;
 
 	if (family == CUDA_DEVICE)
-		t->device = (__u16)c->bytes + 1;
+		t->device = (__u16)c->pointer + 1;
 	else if (family == CUDA_CAPTURE_BEGIN)
 		t->captured = c->stream + 1;
 	else if (family == CUDA_CAPTURE_END)
@@ -648,8 +652,12 @@ static __always_inline void tell_process(struct task_struct *task, __u32 kind, _
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(cuda_fork, struct task_struct *parent, struct task_struct *child)
 {
-	if (parent->tgid != child->tgid && pid_selected(parent->tgid))
-		tell_process(child, CUDA_PROCESS_FORKED, parent->tgid);
+	__u32 pid = child->tgid, no = 0;
+
+	if (parent->tgid == child->tgid || !pid_selected(parent->tgid))
+		return 0;
+	bpf_map_update_elem(&cuda_watched, &pid, &no, BPF_ANY);
+	tell_process(child, CUDA_PROCESS_FORKED, parent->tgid);
 	return 0;
 }
 
@@ -664,7 +672,10 @@ int BPF_PROG(cuda_exec, struct task_struct *task, int old_pid, struct linux_binp
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(cuda_exit, struct task_struct *task)
 {
-	if (!task->signal->live.counter && pid_selected(task->tgid))
+	__u32 pid = task->tgid;
+
+	/* Not `targets`: process.bpf.c may have been here before us. */
+	if (!task->signal->live.counter && !bpf_map_delete_elem(&cuda_watched, &pid))
 		tell_process(task, CUDA_PROCESS_EXITED, 0);
 	return 0;
 }
@@ -677,12 +688,15 @@ SEC("tp_btf/vm_unmapped_area")
 int BPF_PROG(cuda_map, unsigned long addr)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	__u32 pid = task->tgid, yes = 1;
+	__u32 pid = task->tgid, yes = 1, *watched;
 
 	if (!pid_selected(pid) || !maps_file(task))
 		return 0;
-	if (!bpf_map_update_elem(&cuda_looking, &pid, &yes, BPF_NOEXIST))
-		tell_process(task, CUDA_PROCESS_MAPPED, 0);
+	watched = bpf_map_lookup_elem(&cuda_watched, &pid);
+	if (watched && *watched)
+		return 0;
+	bpf_map_update_elem(&cuda_watched, &pid, &yes, BPF_ANY);
+	tell_process(task, CUDA_PROCESS_MAPPED, 0);
 	return 0;
 }
 

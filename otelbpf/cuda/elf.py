@@ -193,6 +193,8 @@ class Elf:
 
     def function_at(self, address: int) -> tuple[str, int] | None:
         """The function that holds this address, and how far in; None: no symbol says."""
+        if not 0 <= address < 1 << 64:
+            return None
         for functions, table in self._sorted:
             i = int(np.searchsorted(functions["value"], address, side="right")) - 1
             if i < 0:

@@ -19,6 +19,8 @@ MAX_NAMES = 200
 MAX_HANDLES = 65536
 """Of one process."""
 MAX_PROCESSES = 4096
+MAX_GENERATIONS = 8
+"""Of forks whose parents are asked."""
 ANONYMOUS = "(anonymous namespace)"
 
 
@@ -38,6 +40,9 @@ OTHER = Kernel("other", "")
 
 @dataclass(slots=True)
 class _Process:
+    pid: int
+    parent: _Process | None = None
+    """Whom it was forked from: what that one knew stands for the same here."""
     names: dict[int, str] = field(default_factory=dict)
     aliases: dict[int, int] = field(default_factory=dict)
     known: dict[int, Kernel] = field(default_factory=dict)
@@ -70,8 +75,7 @@ class Names:
             process.known.clear()
 
     def fork(self, parent: int, child: int) -> None:
-        if (before := self._processes.get(parent)) is not None:
-            self._processes[child] = _Process(dict(before.names), dict(before.aliases))
+        self._processes[child] = _Process(child, self._process(parent))
 
     def refresh(self, pid: int) -> None:
         """It maps other files: what had no name may have one."""
@@ -82,7 +86,7 @@ class Names:
         """The process has ended: only what was counted of it is still to be named."""
         if pid in self._processes:
             known = {function: self.kernel(pid, function) for function in functions}
-            self._processes[pid] = _Process(known=known)
+            self._processes[pid] = _Process(pid, known=known)
 
     def forget(self, pid: int) -> None:
         self._processes.pop(pid, None)
@@ -92,13 +96,7 @@ class Names:
         process = self._process(pid)
         if (known := process.known.get(function)) is not None:
             return known
-        symbol = self._symbol(process, function)
-        if not symbol:
-            names, aliases = self._recover(pid)
-            process.names = {**names, **process.names}
-            process.aliases = {**aliases, **process.aliases}
-            symbol = self._symbol(process, function)
-        if symbol:
+        if symbol := self._resolved(process, function):
             kernel = Kernel(short_name(symbol), symbol)
             if kernel.name not in process.shown and len(process.shown) >= MAX_NAMES:
                 kernel = OTHER
@@ -110,10 +108,25 @@ class Names:
             process.known[function] = kernel
         return kernel
 
+    def _resolved(self, process: _Process, function: int) -> str:
+        family: _Process | None = process
+        for _ in range(MAX_GENERATIONS):
+            if family is None:
+                break
+            if symbol := self._symbol(family, function):
+                return symbol
+            names, aliases = self._recover(family.pid)
+            family.names = {**names, **family.names}
+            family.aliases = {**aliases, **family.aliases}
+            if symbol := self._symbol(family, function):
+                return symbol
+            family = family.parent
+        return ""
+
     def _process(self, pid: int) -> _Process:
         process = self._processes.get(pid)
         if process is None:
-            process = self._processes[pid] = _Process()
+            process = self._processes[pid] = _Process(pid)
             if len(self._processes) > MAX_PROCESSES:
                 del self._processes[next(iter(self._processes))]
         return process

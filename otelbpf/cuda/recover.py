@@ -31,6 +31,7 @@ WINDOW = 96
 """Bytes before a call in which its arguments are set."""
 NAME = re.compile(r"[A-Za-z_$.][A-Za-z0-9_$.]*")
 RAX, RCX, RDX, RSI, RDI = 0, 1, 2, 6, 7
+MAX_ADDRESS = 1 << 48
 MAX_SITES = 1 << 17
 MAX_GUESSES = 1 << 15
 """Calls of unknown functions that are looked at."""
@@ -77,7 +78,7 @@ class _Code:
         self.parts: list[tuple[int, NDArray[np.uint8]]] = []
         for each in loads:
             start, size = int(each["offset"]), int(each["filesz"])
-            if start + size <= len(elf.data):
+            if start + size <= len(elf.data) and int(each["vaddr"]) < MAX_ADDRESS:
                 self.parts.append((int(each["vaddr"]), np.frombuffer(elf.data, np.uint8, size, start)))
 
     def entries(self, name: str) -> set[int]:

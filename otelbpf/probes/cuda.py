@@ -217,7 +217,10 @@ class Cuda:
         return readings[0], readings[1]
 
     def _erase(self, name: str, keys: NDArray[Any]) -> None:
-        for key in keys:
+        padded = np.zeros_like(keys)  # what numpy copies has anything between the fields
+        for field in keys.dtype.names or ():
+            padded[field] = keys[field]
+        for key in padded:
             map_delete(self.object.map_fd(name), key.tobytes())
 
     # ---- what the kernel side counts --------------------------------------------------------------
@@ -249,7 +252,7 @@ class Cuda:
 
     def _look_now(self, pid: int) -> bool:
         # First: what it maps from now on is told again.
-        map_delete(self.object.map_fd("cuda_looking"), pid.to_bytes(4, "little"))
+        map_set(self.object.map_fd("cuda_watched"), pid.to_bytes(4, "little"), bytes(4))
         return self.libraries.look(pid)
 
     def _look_at_all(self) -> None:

@@ -18,6 +18,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from otelbpf.cuda.elf import Elf
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 WHEELS = HERE / "toolkit.txt"
@@ -117,6 +119,14 @@ def fake_cudart(folder: str = "fake", name: str = "libcudart.so.13", *flags: str
 def fake_cuda() -> Path:
     """The folder of the fake driver."""
     return _fake("fake_cuda", "libcuda.so.1", "fake-driver/libcuda.so.1")
+
+
+def function(library: Path, name: str) -> int:
+    """Where in the file a function begins."""
+    elf = Elf(str(library))
+    offset = elf.offset(elf.functions([name])[name])
+    assert offset is not None
+    return offset
 
 
 def driver_program() -> Path:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -431,3 +433,175 @@ def test_what_another_thread_frees_is_no_leak(start, trace, caplog):
     assert "gpu.cuda.memory.leak.growth" not in found
     assert found["gpu.cuda.memory.live"] == {("device",): 0}
     assert "leak" not in caplog.text
+
+
+# ---- who uses what ------------------------------------------------------------------------------
+
+
+def launches(seen):
+    return Counter(span["cuda.kernel.name"] for span in seen.settle() if "cudaLaunchKernel" in span.name)
+
+
+def until(seen, condition, seconds=5.0):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        seen.settle(0.05)
+    assert condition()
+
+
+@pytest.mark.parametrize("cudart", ["shared", "static"])
+def test_a_library_that_is_loaded_later_is_found_when_it_is(start, trace, cudart):
+    flags = ("-shared", "-Xcompiler", "-fPIC", "-O2")
+    plugin = toolkit.program(f"plugin-{cudart}.so", *flags, source="plugin", cudart=cudart)
+    program = start(toolkit.c_program("loader", "-ldl"))
+    with trace(program) as seen:
+        seen.settle()
+        assert not seen.cuda.libraries.attached
+        assert program.ask(f"load {plugin}") == "loaded"
+        until(seen, seen.cuda.libraries.busy)
+        program.ask("run 3")
+        assert launches(seen) == {"(anonymous namespace)::plugged": 3}
+
+
+def test_a_program_that_is_started_later_is_found_when_it_is(start, trace, tmp_path):
+    shell = tmp_path / "shell"
+    shell.write_text(f"#!/bin/sh\nread go\n{flavour('shared')}\n")
+    shell.chmod(0o755)
+    program = start(shell)
+    with trace(program) as seen:
+        program.say()
+        until(seen, seen.cuda.libraries.busy)
+        program.ask("go 2")
+        assert launches(seen)["vectorAdd"] == 2
+
+
+def test_a_forked_child_has_the_names_of_its_parent(start, trace):
+    program = start(flavour("shared"))
+    with trace(program) as seen:
+        program.ask("go 1")
+        program.ask("fork 2")
+        assert launches(seen)["vectorAdd"] == 3
+        assert {span.resource["process.pid"] for span in seen.spans} > {program.pid}
+        until(seen, lambda: len(metrics(seen)["gpu.cuda.kernel.launch.calls"]) == 3)
+
+
+def test_several_runtimes_by_any_name_at_once(start, trace, tmp_path):
+    hashed = tmp_path / "libcudart-6d56b25a.so.13"
+    shutil.copy(toolkit.fake_cudart() / "libcudart.so.13", hashed)
+    (tmp_path / "libcudart.so.13").symlink_to(hashed)
+    programs = [start(flavour("shared"), libraries=folder) for folder in (tmp_path, toolkit.fake_cudart())]
+    with trace(*programs) as seen:
+        assert [each.provider.mode for each in seen.cuda.libraries.attached.values()].count("runtime") == 2
+        for program in programs:
+            program.ask("go 1")
+        assert launches(seen)["vectorAdd"] == 2
+
+
+def test_a_library_that_was_replaced_is_the_one_that_is_mapped(start, trace, tmp_path):
+    library = tmp_path / "libcudart.so.13"
+    shutil.copy(toolkit.fake_cudart() / "libcudart.so.13", library)
+    program = start(flavour("shared"), libraries=tmp_path)
+    program.ask("go 1")
+    library.unlink()
+    library.write_bytes(b"something else")
+    with trace(program) as seen:
+        program.ask("go 3")
+        assert launches(seen)["vectorAdd"] == 3
+
+
+def test_a_library_in_another_mount_namespace_is_found(start, trace, tmp_path):
+    script = tmp_path / "inside"
+    fake = toolkit.fake_cudart() / "libcudart.so.13"
+    script.write_text(
+        "#!/bin/sh\nexec unshare --mount --propagation private sh -c '"
+        f"mount -t tmpfs none {tmp_path} && cp {fake} {tmp_path} && exec {flavour('shared')}'\n"
+    )
+    script.chmod(0o755)
+    program = start(script, libraries=tmp_path)
+    assert program.ask("go 1") == "0"
+    with trace(program) as seen:
+        program.ask("go 2")
+        assert launches(seen)["vectorAdd"] == 2
+
+
+def test_probes_come_off_with_the_last_user(start, trace):
+    programs = [start(flavour("shared")) for _ in range(2)]
+    with trace(*programs) as seen:
+        assert seen.cuda.libraries.attached
+        programs[0].end()
+        seen.settle()
+        programs[1].ask("go 1")
+        assert launches(seen)["vectorAdd"] == 1
+        programs[1].end()
+        until(seen, lambda: not seen.cuda.libraries.busy())
+        assert not seen.cuda.libraries.users
+
+
+def test_processes_that_end_while_we_attach_do_no_harm(start, trace):
+    programs = [start(flavour("shared")) for _ in range(5)]
+    for each in programs[:4]:
+        each.process.kill()  # not waited for: zombies are selected, too
+    with trace(*programs) as seen:
+        programs[4].ask("go 1")
+        assert launches(seen)["vectorAdd"] == 1
+
+
+# ---- bad input, and rare calls ------------------------------------------------------------------
+
+
+def odd(start):
+    return start(toolkit.c_program("odd", str(toolkit.fake_cudart() / "libcudart.so.13")))
+
+
+def test_absurd_arguments_are_reported_as_they_are(start, trace):
+    program = odd(start)
+    with trace(program) as seen:
+        program.ask("bad")
+        spans = seen.settle()
+        metrics(seen)
+    launch = next(span for span in spans if span.name == "cudaLaunchKernel")
+    assert launch["cuda.grid.x"] == launch["cuda.block.z"] == 2**32 - 1
+    assert launch["cuda.shared_memory.dynamic"] == 2**32 - 1
+    assert launch["cuda.kernel.name"] is None
+    copies = {(span["cuda.bytes"], span["cuda.memcpy.kind"]) for span in spans if span.name == "cudaMemcpy"}
+    assert copies == {(5, None), (2**63 - 1, "HostToDevice")}
+
+
+def test_rare_calls(start, trace):
+    program = odd(start)
+    with trace(program) as seen:
+        program.ask("rare")
+        spans = {span.name + ("*" if span["cuda.graph.captured"] else ""): span for span in seen.settle()}
+        found = metrics(seen)
+    assert spans["cudaLaunchKernelExC"]["cuda.grid.x"] == 3
+    assert spans["cudaLaunchKernelExC"]["cuda.shared_memory.dynamic"] == 9
+    assert spans["cudaLaunchKernelExC"]["cuda.stream.id"] == 0x99
+    assert spans["cudaLaunchCooperativeKernel"]["cuda.stream.id"] == 0x1234
+    assert spans["cudaLaunchCooperativeKernel"]["cuda.device.index"] == 3
+    assert spans["cudaMallocPitch"]["cuda.bytes"] == spans["cudaFree"]["cuda.bytes"] == 512 * 7
+    assert spans["cudaMemcpy2DAsync"]["cuda.bytes"] == 700
+    assert spans["cudaMemcpyPeerAsync"]["cuda.memcpy.kind"] == "DeviceToDevice"
+    assert spans["cudaLaunchKernel*"]["cuda.stream.id"] == 0x1234
+    assert spans["cudaGraphLaunch"]["cuda.stream.id"] == 0x1234
+    assert spans["cudaEventElapsedTime"]["cuda.event.elapsed_time"] == 0.0125
+    assert spans["cudaEventElapsedTime"]["cuda.timing.source"] == "event"
+    assert found["gpu.cuda.kernel.launch.calls"] == {(): 2}  # what is captured is not carried out
+    assert found["gpu.cuda.graph.launch.calls"] == {(): 1}
+    assert found["gpu.cuda.memset.bytes"] == {(): 700}
+    assert "gpu.cuda.errors" not in found  # not being ready is none
+
+
+def test_every_launch_of_many_is_counted(start, trace):
+    program = start(toolkit.c_program("busy", str(toolkit.fake_cudart() / "libcudart.so.13")))
+    with trace(program) as seen, ThreadPoolExecutor(1) as pool:
+        said = pool.submit(program.ask, "100 1009 1000")
+        while not said.done():
+            seen.settle(0.2)
+        spans = seen.settle()
+        found = metrics(seen)
+        omitted = seen.cuda.tally().omitted["rate"]
+    n = int(said.result())
+    assert found["gpu.cuda.kernel.launch.calls"] == {(): n}
+    assert {span.name for span in spans} >= {"cuda.batch"}
+    told = sum(span["cuda.batch.calls"] or 1 for span in spans)
+    assert told + omitted == n + 100  # and the synchronisations
