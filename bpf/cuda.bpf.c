@@ -99,6 +99,22 @@ struct {
 	__type(value, __u32);
 } cuda_watched SEC(".maps");
 
+/* How often probes were hit, by whomever. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} cuda_hits SEC(".maps");
+
+/* Grows when probes were taken off and put on again: returns between were not seen. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} cuda_epoch SEC(".maps");
+
 /* A call that stores what it finds at *out: the name of a kernel, or whose handle it is. */
 struct naming {
 	__u64 out;
@@ -114,8 +130,9 @@ struct cuda_thread {
 	struct naming naming[2]; /* by layer: one inside the other */
 	struct cuda_call call;
 	__u64 captured; /* the stream that this thread records into a graph, plus 1 */
+	__u32 epoch;    /* of the call */
 	__u16 device;   /* plus 1 */
-	__u8 _pad[6];
+	__u8 _pad[2];
 };
 
 struct {
@@ -286,20 +303,37 @@ static __always_inline void begin_free(struct cuda_thread *t, const struct cuda_
 	count_site(&t->freed, t->call.pid, -1);
 }
 
+static __always_inline void count_hit(void)
+{
+	__u32 zero = 0;
+	__u64 *hits = bpf_map_lookup_elem(&cuda_hits, &zero);
+
+	if (hits)
+		*hits += 1; /* one may be missed when a thread is moved here in between: it is an
+			       estimate's */
+}
+
 SEC("uprobe")
 int cuda_enter(struct pt_regs *ctx)
 {
 	__u32 number = bpf_get_attach_cookie(ctx), pid = bpf_get_current_pid_tgid() >> 32;
 	struct cuda_api *api = bpf_map_lookup_elem(&apis, &number);
 	struct thread_exchange *exchange;
+	__u32 zero = 0, *epoch;
 	struct cuda_thread *t;
 	struct cuda_call *c;
 
+	count_hit();
 	if (!api || !pid_selected(pid))
 		return 0;
 	t = this_thread();
-	if (!t)
+	epoch = bpf_map_lookup_elem(&cuda_epoch, &zero);
+	if (!t || !epoch)
 		return 0;
+	if (t->epoch != *epoch) {
+		t->epoch = *epoch;
+		t->sp = 0;
+	}
 	/* Deeper on the stack than a call that has not returned: inside of it. */
 	if (t->sp && stack_pointer(ctx) < t->sp) {
 		__sync_fetch_and_add(&cuda_nested, 1);

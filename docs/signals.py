@@ -344,6 +344,7 @@ def cuda_points(process: Resource) -> Iterator[Points]:
     held = memory.Memory(context, lambda *_: "place", 1)
     held.leaking[0, 0, 1, 0] = memory.Leak((0, 0, 1, 0), 1, 1)
     yield from held.points(sites, np.zeros(2, memory.SITE), 0)
+    yield metrics.covered(context, {1: ["runtime"]}, 0)
 
 
 def tally(owner: type) -> Tally:
@@ -533,6 +534,7 @@ CUDA_METRICS: Mapping[str, str] = {
     "cuda.memcpy.kind": "as on spans",
     "cuda.memory.type": "`device`, `managed`, `host`",
     "error.type": "the name of the cudaError",
+    "otelbpf.cuda.mode": "[guide/cuda.md](guide/cuda.md#where-it-attaches) has them: `runtime`, `static`, and others",
 }
 
 

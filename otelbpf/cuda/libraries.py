@@ -163,9 +163,12 @@ class Libraries:
             self._known[mapping.file] = provider
         return provider.recovered or Recovered()
 
-    def modes(self, pid: int) -> set[str]:
-        user = self.users.get(pid)
-        return {self.attached[file].provider.mode for file in user.files if file in self.attached} if user else set()
+    def modes(self) -> dict[int, list[str]]:
+        """How each process that uses CUDA is covered."""
+        return {
+            pid: sorted({self.attached[file].provider.mode for file in user.files if file in self.attached})
+            for pid, user in self.users.items()
+        }
 
     def close(self) -> None:
         for each in self.attached.values():
@@ -194,6 +197,13 @@ class Libraries:
     def _use(self, pid: int, mapping: FileMapping) -> None:
         provider = self._known[mapping.file]
         assert provider  # noqa: S101 - `look` asks for providers only
+        if mapping.file not in self.attached and provider.mode == "stripped":
+            log.warning(
+                "cuda: %s of process %d has CUDA linked in and no symbols: %s; link with -cudart shared, or keep them",
+                mapping.path,
+                pid,
+                "only launches are seen" if provider.points else "only its calls of the driver are seen",
+            )
         attached = self.attached.setdefault(mapping.file, Attached(provider))
         attached.users.add(pid)
         if not attached.uprobes and not self.paused:
@@ -250,7 +260,7 @@ def _read_handles(pid: int, places: Mapping[int, int]) -> dict[int, int]:
 
 
 def _detach(attached: Attached) -> None:
-    for each in attached.uprobes:
+    for each in reversed(attached.uprobes):  # entries first: whose return nobody awaits must not begin
         each.close()
     attached.uprobes.clear()
 

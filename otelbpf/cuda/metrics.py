@@ -7,7 +7,7 @@ where it has them, with units in addition.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -203,6 +203,23 @@ class Metrics:
             kind = int(key["kind"])
             attributes = {"cuda.memcpy.kind": KINDS[kind]} if 0 < kind < len(KINDS) else {}
             self.copies.add(resource, attributes, value["sizes"], float(value["bytes"]))
+
+
+def covered(context: Context, modes: Mapping[int, Sequence[str]], time_ns: int) -> NumberPoints:
+    """How the processes that use CUDA are seen: by which kinds of files (`Provider.mode`)."""
+    rows = [(context.resource(pid, 0), {"otelbpf.cuda.mode": mode}) for pid, of in modes.items() for mode in of]
+    return NumberPoints(
+        SCOPE,
+        "otelbpf.cuda.processes",
+        "{process}",
+        "Processes that use CUDA, by how it comes to them.",
+        [resource for resource, _ in rows],
+        [attributes for _, attributes in rows],
+        np.zeros(len(rows), np.uint64),
+        time_ns,
+        np.ones(len(rows), np.int64),
+        monotonic=None,
+    )
 
 
 def summed(keys: NDArray[Any], values: NDArray[Any]) -> Reading:

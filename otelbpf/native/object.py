@@ -263,6 +263,12 @@ def map_get(fd: int, key: bytes, size: int) -> bytes | None:
     return None if lib.otb_map_get(fd, key, value) < 0 else bytes(ffi.buffer(value, size))
 
 
+def map_get_cpus(fd: int, key: bytes) -> int:
+    """The sum over all CPUs of an entry of ``__u64``."""
+    raw = map_get(fd, key, 8 * int(lib.otb_cpus()))
+    return int(np.frombuffer(raw or b"", "<u8").sum())
+
+
 def map_delete(fd: int, key: bytes) -> None:
     """Remove one map entry, if there is one."""
     if (result := lib.otb_map_delete(fd, key)) not in (0, -errno.ENOENT):

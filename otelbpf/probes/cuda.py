@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from otelbpf.cuda.apis import APIS
 from otelbpf.cuda.libraries import Libraries
+from otelbpf.cuda.limit import Limiter
 from otelbpf.cuda.memory import SITE, SITE_KEY, Memory
-from otelbpf.cuda.metrics import COUNT, KEY, SIZE_KEY, SIZES, Metrics, Reading, summed
+from otelbpf.cuda.metrics import COUNT, KEY, SIZE_KEY, SIZES, Metrics, Reading, covered, summed
 from otelbpf.cuda.names import Names
 from otelbpf.cuda.spans import CALL, Limits, Spans
 from otelbpf.cuda.stacks import Stacks
@@ -24,7 +25,7 @@ from otelbpf.model import Points, SpanBatch, View
 from otelbpf.native._shim import ffi, lib
 from otelbpf.native.features import Feature, refusal
 from otelbpf.native.layout import DType, dtype
-from otelbpf.native.object import Object, map_delete, map_entries, map_get, map_set, uprobe_multi
+from otelbpf.native.object import Object, map_delete, map_entries, map_get, map_get_cpus, map_set, uprobe_multi
 from otelbpf.native.privileges import ATTACHING
 from otelbpf.probe import Context, Probe, Running, Tally
 
@@ -63,6 +64,8 @@ class CudaConfig:
     """Calls that wait at a time, 128 bytes each; then the oldest are told without their request."""
     leak_window_s: float = 60.0
     """A place in a program leaks when in four such times it held more memory than ever before, and never less."""
+    max_cpu: float = 0.0
+    """Share of one CPU that probes may cost the observed programs; beyond it they come off for a while. 0: no limit."""
     ring_bytes: int = 8 << 20
     """Ring buffer between kernel and agent; a power of two."""
 
@@ -72,6 +75,8 @@ class CudaConfig:
                 raise ValueError(f"{name}: want 1 or more, got {getattr(self, name)}")
         if self.hold_s < 0:
             raise ValueError(f"hold_s: want 0 or more, got {self.hold_s}")
+        if self.max_cpu < 0:
+            raise ValueError(f"max_cpu: want 0 or more, got {self.max_cpu}")
         if self.leak_window_s <= 0:
             raise ValueError(f"leak_window_s: want more than 0, got {self.leak_window_s}")
         if self.ring_bytes < MIN_RING_BYTES or self.ring_bytes & (self.ring_bytes - 1):
@@ -107,6 +112,7 @@ class Cuda:
         self.metrics = Metrics(context, self.names.kernel)
         self.memory = Memory(context, self._caller, int(config.leak_window_s * 1e9))
         self._next_look_ns, self._look_every_ns = 0, int(config.leak_window_s * 1e9 / LOOKS_PER_WINDOW)
+        self._max_cpu, self.limiter = config.max_cpu, Limiter()
         self._again: dict[int, int] = {}
         """Processes to look at again: pid -> not before (CLOCK_MONOTONIC)."""
         context.outside("cuda: selected", self._look_at_all)
@@ -127,12 +133,15 @@ class Cuda:
             self.spans.forget()
         yield from self.spans.feed(calls, last=last)
         self._look_at_memory()
+        if not last:
+            self._look_at_cost()
         self._end(processes["pid"][processes["kind"] == lib.CUDA_PROCESS_EXITED].tolist())
 
     def points(self, time_ns: int, _view: View) -> Sequence[Points]:
         counts = self._read("cuda_counts", KEY, COUNT, per_cpu=True)
         copies = self._read("cuda_copies", SIZE_KEY, SIZES, per_cpu=True)
         points = [*self.metrics.points(counts, copies, time_ns), *self.memory.points(*self._sites(), time_ns)]
+        points.append(covered(self.context, self.context.outside("cuda: modes", self.libraries.modes) or {}, time_ns))
         return [each for each in points if len(each.resources)]
 
     def tally(self) -> Tally:
@@ -240,6 +249,34 @@ class Cuda:
         if now_ns >= self._next_look_ns:
             self._next_look_ns = now_ns + self._look_every_ns
             self.memory.look(*self._sites(), now_ns)
+
+    def _look_at_cost(self) -> None:
+        if not self._max_cpu:
+            return
+        now_ns = self.context.monotonic_ns()
+        if self.limiter.paused:
+            if self.limiter.over(now_ns):
+                self.context.outside("cuda: resume", self._resume)
+            return
+        hits = self.context.outside("cuda: hits", self._hits) or 0
+        if (share := self.limiter.beyond(hits, now_ns)) > self._max_cpu:
+            pause_ns = self.limiter.pause(now_ns)
+            self.context.outside("cuda: pause", self.libraries.pause)
+            log.warning(
+                "cuda: the probes cost %s CPUs, more than probes.cuda.max_cpu allows: off for %.0f s",
+                f"about {share:.2f}",
+                pause_ns / 1e9,
+            )
+
+    def _hits(self) -> int:
+        return map_get_cpus(self.object.map_fd("cuda_hits"), bytes(4))
+
+    def _resume(self) -> None:
+        epoch = self.object.map_fd("cuda_epoch")
+        now = int.from_bytes(map_get(epoch, bytes(4), 4) or bytes(4), "little")
+        map_set(epoch, bytes(4), (now + 1).to_bytes(4, "little"))
+        self.libraries.resume()
+        log.warning("cuda: the probes are on again")
 
     def _caller(self, pid: int, stack: int) -> str:
         return self._stack(pid, stack).partition("\n")[0] if stack else ""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from otelbpf.cuda import limit
 from otelbpf.kernel import Host
 from otelbpf.model import View
 from otelbpf.probes.cuda import Cuda, CudaConfig
@@ -605,3 +606,53 @@ def test_every_launch_of_many_is_counted(start, trace):
     assert {span.name for span in spans} >= {"cuda.batch"}
     told = sum(span["cuda.batch.calls"] or 1 for span in spans)
     assert told + omitted == n + 100  # and the synchronisations
+
+
+# ---- cost and coverage --------------------------------------------------------------------------
+
+
+def test_probes_that_cost_too_much_come_off_and_are_put_on_again(start, trace, caplog, monkeypatch):
+    monkeypatch.setattr(limit, "SPAN_NS", 50_000_000)
+    program = start(toolkit.c_program("busy", str(toolkit.fake_cudart() / "libcudart.so.13")))
+    with trace(program, max_cpu=0.0001) as seen:
+        seen.cuda.limiter._pause_ns = 200_000_000
+        seen.tick()
+        program.ask("20 500 5000")
+        until(seen, lambda: seen.cuda.limiter.paused)
+        before = metrics(seen)["gpu.cuda.kernel.launch.calls"][()]
+        program.ask("1 101 0")
+        assert metrics(seen)["gpu.cuda.kernel.launch.calls"] == {(): before}
+        until(seen, lambda: not seen.cuda.limiter.paused)
+        program.ask("1 7 0")
+        assert metrics(seen)["gpu.cuda.kernel.launch.calls"] == {(): before + 7}
+    assert "more than probes.cuda.max_cpu allows: off for" in caplog.text
+    assert "the probes are on again" in caplog.text
+
+
+def test_what_cannot_be_covered_is_said(start, trace, caplog):
+    programs = [start(flavour("static", "-O2", cudart="static", strip=True)), start(flavour("shared"))]
+    with trace(*programs) as seen:
+        modes = {
+            (resource.attributes["process.pid"], attributes["otelbpf.cuda.mode"])
+            for points in seen.cuda.points(1, View())
+            if points.name == "otelbpf.cuda.processes"
+            for resource, attributes in zip(points.resources, points.attributes, strict=True)
+        }
+    stripped, shared = (each.pid for each in programs)
+    assert modes == {(stripped, "stripped"), (shared, "runtime"), (shared, "kernels")}
+    assert f"of process {stripped} has CUDA linked in and no symbols: only launches are seen" in caplog.text
+
+
+def test_many_calls_of_a_request_become_one_span(start, trace):
+    server = start(toolkit.program("server", "-O2"))
+    with trace(server, batch_over=5) as seen:
+        work(int(server.ask()), [5])
+        spans = seen.settle()
+    (request,) = [span for span in spans if span.kind == SERVER]
+    (batch,) = [span for span in spans if span.name == "cuda.batch" and span["cuda.batch.launches"]]
+    assert batch.parent_id == request.span_id
+    others = [span for span in spans if span.parent_id == request.span_id and "Launch" in span.name]
+    assert batch["cuda.batch.launches"] + len(others) == 7
+    assert batch["cuda.batch.bytes"] in {1024 + 512, 1024, 512}  # the slowest call has a span of its own
+    assert request.start_ns <= batch.start_ns < batch.end_ns <= request.end_ns
+    assert sum(int(each.rpartition("=")[2]) for each in batch["cuda.batch.kernels"]) == batch["cuda.batch.launches"]
