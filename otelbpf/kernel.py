@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -52,6 +53,7 @@ class Host:
 
     def __init__(self, ports: Sequence[int], max_series: int, rules: Rules | None = None) -> None:
         self.rules = rules or Rules(Select(ports=tuple(ports)))
+        self.kinds = self.rules.kinds
         self.max_series = max_series
         self.views: Sequence[View] = (View(),)
         self.samplers: Sequence[Sampling] = (Sampling(),)
@@ -60,7 +62,9 @@ class Host:
         self.generation = 0
         self.stopping: Callable[[], bool] = lambda: False
         self.exchanges = Exchanges()
-        self.processes = Processes(self._rule_now, {each.number: each.given for each in self.rules.numbered})
+        self.processes = Processes(
+            partial(self._rule_in, "targets"), {each.number: each.given for each in self.rules.numbered}
+        )
         self._offset = _clock_offset()
         self._untold = True
         self._full = 0
@@ -143,7 +147,7 @@ class Host:
                 break
             seen |= found
             for pid in found:
-                self._look(pid, 0)
+                self._look(pid)
 
     def select(self, pid: int, rule: int | None = None) -> None:
         """Observe a process and the children that it has and will have.
@@ -166,19 +170,21 @@ class Host:
             seen |= found
             for each in found:
                 self._keep(families, each, number)
-                self._look(each, number)
+                self._look(each)
         for each in seen:
-            if self._rule_now(each):
+            if self._rule_in("targets", each):
                 self.processes.resource(each, 0)
 
-    def _look(self, pid: int, family: int) -> None:
-        """Decide about a process that the kernel has not decided about; *family* is the rule of its forebears, or 0."""
+    def _look(self, pid: int) -> None:
+        """Decide about a process that the kernel has not decided about."""
         targets = self.kernel.map_fd("targets")
         for _ in range(LOOKS):
             before = procfs.stat(pid)
-            process = Process.read(pid) if self.rules.match_processes else None
+            process = Process.read(pid, self.kinds) if self.rules.match_processes else None
             verdict = self.rules.verdict(process) if process else None
-            number = 0 if verdict and verdict.excluded else (verdict and verdict.number) or family
+            number = (
+                0 if verdict and verdict.excluded else (verdict and verdict.number) or self._rule_in("families", pid)
+            )
             if before is None or before.kernel_thread or before.ended:
                 number = 0
             if number or (verdict and verdict.excluded and self.constants["ports_selected"]):
@@ -188,7 +194,8 @@ class Host:
             after = procfs.stat(pid)
             if after is None or after.ended:
                 break
-            if before and after.start_tick == before.start_tick and (process is None or process == Process.read(pid)):
+            same = process is None or process == Process.read(pid, self.kinds)
+            if same and before and after.start_tick == before.start_tick:
                 self.generation += self.processes.ruled(pid, number)
                 return
         # no exit takes the entry away again, and somebody else will have the pid
@@ -198,8 +205,9 @@ class Host:
     def _keep(self, fd: int, pid: int, number: int) -> None:
         self._full += not map_set_if_room(fd, select.key(pid), select.key(number))
 
-    def _rule_now(self, pid: int) -> int:
-        return int.from_bytes(map_get(self.kernel.map_fd("targets"), select.key(pid), 4) or b"", "little")
+    def _rule_in(self, name: str, pid: int) -> int:
+        """What the kernel's map has of a process; 0: nothing."""
+        return int.from_bytes(map_get(self.kernel.map_fd(name), select.key(pid), 4) or b"", "little")
 
     def rule(self, pid: int, start_ns: int) -> int:
         """The number of the rule that selected a process, as in `rules`; 0: none that we know of."""
@@ -272,7 +280,7 @@ class Host:
             if e["kind"] == lib.PROCESS_FORK:
                 self.processes.fork(pid, start_ns, int(e["parent_pid"]), rule)
             elif e["kind"] == lib.PROCESS_UNDECIDED:
-                self._look(pid, rule)
+                self._look(pid)
             else:
                 self.processes.exit(pid, start_ns, rule)
 

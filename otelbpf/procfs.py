@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 MAX_READ_BYTES = 1 << 20  # of one file
+READ_BYTES = 1 << 16
 PF_EXITING, PF_KTHREAD = 0x4, 0x200000
 
 
@@ -37,11 +37,21 @@ def pids() -> Iterator[int]:
 
 def read(pid: int, name: str) -> bytes:
     """At most 1 MiB of /proc/PID/*name*; b"" when it is gone, or not ours to read."""
+    # open() of os, and no Path: at the start this is done for every process there is, several times
     try:
-        with Path(f"/proc/{pid}/{name}").open("rb") as file:
-            return file.read(MAX_READ_BYTES)
+        fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
+    parts, left = [], MAX_READ_BYTES
+    try:
+        while left and (part := os.read(fd, min(left, READ_BYTES))):
+            parts.append(part)
+            left -= len(part)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+    return b"".join(parts)
 
 
 def stat(pid: int) -> Stat | None:

@@ -34,11 +34,13 @@ class Process:
     cgroups: tuple[bytes, ...]
 
     @classmethod
-    def read(cls, pid: int) -> Process:
+    def read(cls, pid: int, kinds: int = -1) -> Process:
+        """Read those texts of which *kinds* has the bit; the others are empty."""
+        cgroups = procfs.cgroups(pid) if kinds & (1 << Kind.CGROUP | 1 << Kind.CONTAINER) else ()
         return cls(
-            procfs.executable(pid),
-            procfs.read(pid, "cmdline").rstrip(b"\0").replace(b"\0", b" "),
-            tuple(_absolute(each.path) for each in procfs.cgroups(pid) if _is_looked_at(each)),
+            procfs.executable(pid) if kinds & 1 << Kind.EXE else b"",
+            procfs.read(pid, "cmdline").rstrip(b"\0").replace(b"\0", b" ") if kinds & 1 << Kind.COMMAND else b"",
+            tuple(_absolute(each.path) for each in cgroups if _is_looked_at(each)),
         )
 
     def texts(self, kind: Kind) -> Sequence[bytes]:

@@ -47,6 +47,7 @@ def until(true):
 # ---- exec ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.vm
 def test_a_program_is_selected_before_it_runs(host, folder, program):
     kernel = host(Select(exe=(f"{folder}/*",), rules=(Rule(exe=(f"{folder}/shop-?",)),)))
     assert rule_of(kernel, program("shop-1")) == 1
@@ -61,6 +62,7 @@ def test_it_is_known_by_its_name_alone(host, folder, program):
     assert rule_of(kernel, program(f"{folder.name}-b-server/client")) is None
 
 
+@pytest.mark.vm
 def test_it_is_known_by_its_command_line(host, folder, program):
     kernel = host(Select(cmd=(f"*{folder.name}* --role=[r-t]erver",)))
     assert rule_of(kernel, program("sh", "x", "--role=server")) == 1
@@ -74,6 +76,7 @@ def test_command_lines_of_any_length_up_to_4096(host, folder, program, size):
     assert rule_of(kernel, program("sh", "x" * size, "-y")) is None
 
 
+@pytest.mark.vm
 def test_of_exactly_4096_too_and_of_longer_ones_soon(host, folder, program):
     kernel = host(Select(cmd=(f"{folder}/*-z",)))
     before = len(f"{folder}/sh -c echo; read x ") + len(" -z") + 1
@@ -92,6 +95,7 @@ def test_what_may_be_excluded_is_not_selected_until_that_is_known(host, folder, 
     assert (rule_of(kernel, good), rule_of(kernel, bad)) == (1, None)
 
 
+@pytest.mark.vm
 def test_deep_and_odd_paths(host, folder, program):
     kernel = host(Select(exe=(f"{folder}/*",)))
     deep = "/".join(["d" * 200] * 8 + ["e"] * 20 + ["server"])
@@ -129,6 +133,7 @@ def test_in_a_pid_namespace_of_its_own(host, folder, program):
     assert kernel.resource(child, 0).attributes["process.pid"] == child
 
 
+@pytest.mark.vm
 def test_who_becomes_another_program_is_selected_or_no_longer(host, folder, program):
     kernel = host(Select(exe=(f"{folder}/server",)))
     one = program("server", script=f"read x; exec {folder}/other -c 'echo in; read x; exec {folder}/server'")
@@ -175,6 +180,7 @@ def test_who_renames_itself_stays_what_it_was(host, folder, program):
 # ---- families and excludes ----------------------------------------------------------------------
 
 
+@pytest.mark.vm
 def test_a_family_stays_selected_whatever_it_becomes_but_for_what_is_excluded(host, folder, program):
     kernel = host(Select(exclude=Exclude(exe=(f"{folder}/excluded",))))
     for name in ("excluded", "other"):
@@ -229,12 +235,21 @@ def test_a_pid_that_is_used_again_is_not_selected_by_who_had_it(host, folder, pr
 # ---- those that run already ---------------------------------------------------------------------
 
 
+@pytest.mark.vm
 def test_who_runs_already_is_found(host, folder, program):
     server, other = program("server", "a"), program("other", "b")
     kernel = host(Select(exe=(f"{folder}/server",)))
     assert (rule_of(kernel, server), rule_of(kernel, other)) == (None, None)
     kernel.scan()
     assert (rule_of(kernel, server), rule_of(kernel, other)) == (1, None)
+
+
+def test_a_look_at_everybody_takes_nobody_from_a_family(host, folder, program):
+    member, other = program("member"), program("other")
+    kernel = host(Select(exe=(f"{folder}/other",)))
+    kernel.select(member.pid)
+    kernel.scan()
+    assert (rule_of(kernel, member), rule_of(kernel, other)) == (kernel.rules.command, 1)
 
 
 def test_all_kinds_decide_the_same_here_and_in_the_kernel(host, folder, program, cgroup):
@@ -260,7 +275,7 @@ def test_all_kinds_decide_the_same_here_and_in_the_kernel(host, folder, program,
 
 def test_the_agent_is_not_selected_by_any_rule(host):
     kernel = host(Select(exe=(procfs.executable(os.getpid()).decode(),)))
-    kernel._look = lambda pid, family: pytest.fail("looked at") if pid == os.getpid() else None
+    kernel._look = lambda pid: pytest.fail("looked at") if pid == os.getpid() else None
     kernel.scan()
 
 
@@ -276,6 +291,7 @@ def test_containers_by_their_id(host, folder, program, cgroup, layout, root):
     assert (rule_of(kernel, inside), rule_of(kernel, outside)) == (1, None)
 
 
+@pytest.mark.vm
 @hierarchies
 def test_a_cgroup_with_those_below_it(host, folder, program, cgroup, root):
     top = f"/otelbpf-{folder.name}.slice"
@@ -285,6 +301,7 @@ def test_a_cgroup_with_those_below_it(host, folder, program, cgroup, root):
     assert [rule_of(kernel, program("sh", cgroups=(each,))) for each in (above, below, beside)] == [2, 1, None]
 
 
+@pytest.mark.vm
 @hierarchies
 def test_who_is_moved_is_looked_at_again(host, folder, program, cgroup, root):
     where, elsewhere = cgroup(f"/otelbpf-{folder.name}", root), cgroup(f"/otelbpf-{folder.name}-2", root)

@@ -59,6 +59,7 @@ def tried(kernel, golden):
             before = {name: each[kernel.name] for name, each in golden.items() if kernel.name in each}
             row.complaints += changes(row.programs, before)
         row.complaints += [complaint for run in found["runs"] if (complaint := failure(run))]
+        row.complaints += [f"--all: {complaint}" for complaint in [failure(found["all"])] if complaint]
         row.tests = found["tests"]
         row.complaints += refusals(row.tests)
     row.seconds = time.monotonic() - start_s
