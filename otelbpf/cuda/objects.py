@@ -13,6 +13,7 @@ from otelbpf.cuda.recover import Recovered, recover
 
 SENTINELS = ("cudaLaunchKernel", "cuLaunchKernel")
 """Whoever defines the one or the other is the runtime or the driver."""
+MODULE = "__cudaRegisterFatBinary"
 PAGE = ~4095
 ENDBR64 = b"\xf3\x0f\x1e\xfa"
 
@@ -67,7 +68,7 @@ def inspect(elf: Elf) -> Provider | None:
     if not found:
         if not kernels:
             return None
-        if elf.imports(REGISTER):
+        if elf.imports(REGISTER) or elf.imports(MODULE):  # of a library that has the runtime
             return Provider("kernels", (), kernels, _loads(elf))
         recovered = recover(elf)
         return Provider("stripped", tuple(_points(elf, recovered.functions)), kernels, _loads(elf), recovered)

@@ -226,7 +226,7 @@ class Cuda:
         return readings[0], readings[1]
 
     def _erase(self, name: str, keys: NDArray[Any]) -> None:
-        padded = np.zeros_like(keys)  # what numpy copies has anything between the fields
+        padded = np.zeros(len(keys), keys.dtype)  # what numpy copies has anything between the fields
         for field in keys.dtype.names or ():
             padded[field] = keys[field]
         for key in padded:

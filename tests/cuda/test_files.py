@@ -49,6 +49,7 @@ def test_what_a_file_is_to_cuda(program, small):
         (program, "static"),
         (toolkit.stripped(program), "stripped"),
         (small, "kernels"),
+        (toolkit.program("leak", "-O2", "-Xcompiler", "-fno-omit-frame-pointer"), "kernels"),  # it could have some
         (sys.executable, None),
     ):
         with Elf(str(path)) as elf:
