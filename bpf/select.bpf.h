@@ -261,9 +261,12 @@ __noinline int select_rule_of(void)
 	if (!s)
 		return SELECT_NONE;
 	for (__u32 number = 0; number <= SELECT_RULES && number <= select_count; number++) {
-		struct select_rule *rule = bpf_map_lookup_elem(&select_rules, &number);
-		__u32 kinds = 0;
+		struct select_rule *rule;
+		__u32 key = number, kinds = 0;
 
+		/* In a register: Linux 5.10 calls a loop endless that counts on the stack. */
+		asm volatile("" : "+r"(number));
+		rule = bpf_map_lookup_elem(&select_rules, &key);
 		if (!rule)
 			break;
 #pragma unroll

@@ -27,7 +27,8 @@ CACHE = ROOT / "build" / "vm"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 BUSYBOX = Path("/bin/busybox")
 VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")  # Debian 12; later a package of its own
-MODULES = ("virtio_pci", "virtiofs", "overlay")  # and what they need; what is not there is built in
+MODULES = ("virtio_pci", "virtiofs", "overlay", "veth", "sch_ingress", "cls_bpf")
+"""And what they need; what is not there is built in. The last three are for tests/net."""
 PARTS = re.compile(r"linux-(image|binary|modules)-\S+")  # since 6.19 a kernel is three packages
 MACHINE = ("-accel", "tcg,thread=single", "-cpu", "Nehalem", "-smp", "2", "-m", "1G")
 KERNEL_OPTIONS = "console=ttyS0 loglevel=4 oops=panic panic=-1 mitigations=off clearcpuid=141"  # 141: cmpxchg16b
