@@ -78,15 +78,16 @@ static __always_inline void join_client(struct connection *c)
 	struct exchange_event *e = &c->event;
 	const struct exchange_event *asked;
 	struct connection *p;
+	__u64 peer = c->peer; /* on the stack: 5.10's iterators give memory that is no key */
 
-	if (!c->peer || e->parent_cookie || c->announced || c->swept ||
-	    e->role != EXCHANGE_SERVER || c->sample.decision == UNSAMPLED)
+	if (!peer || e->parent_cookie || c->announced || c->swept || e->role != EXCHANGE_SERVER ||
+	    c->sample.decision == UNSAMPLED)
 		return;
-	p = bpf_map_lookup_elem(&connections, &c->peer);
+	p = bpf_map_lookup_elem(&connections, &peer);
 	if (!p || !lock_patiently(p))
 		return;
 	asked = &p->event;
-	if (is_still(p, c->peer) && asked->role == EXCHANGE_CLIENT && asked->number &&
+	if (is_still(p, peer) && asked->role == EXCHANGE_CLIENT && asked->number &&
 	    asked->send_seq == c->recv_seq) {
 		e->parent_cookie = asked->cookie;
 		e->parent_number = asked->number;

@@ -109,9 +109,29 @@ class Capture:
         return obj
 
 
+INSTEAD = {
+    "socket cookies": "connections get numbers of our own; nothing is lost",
+    "task storage": "a thread's exchange is in a hash by thread id; of more than 16,384 threads some have none",
+    "compare-and-swap": "a plain flag; two CPUs within a few instructions on one connection are not told apart",
+    "sweep from user space": "an iterator in the kernel looks for the ends of responses; nothing is lost",
+    "connections to ignore": "those that do not speak HTTP go on costing what a capture costs",
+    "counts in the kernel": "what is not sampled is sent to the agent all the same; it costs more, nothing is lost",
+}
+"""Without what the exchange probe does what."""
+
+
+def _parts(rung: Rung) -> Iterator[Feature]:
+    """What the rung in use has, beside its hooks."""
+    for name, instead in INSTEAD.items():
+        ok = rung.cookies if name == "socket cookies" else rung.stem != OLD
+        detail = "in use" if ok else f"not for {'kernels before 5.14' if rung.stem == OLD else f'a {rung.name}'}"
+        yield Feature(f"capture: {name}", ok=ok, detail=detail, advice=f"instead: {instead}", needed=False)
+
+
 def check() -> list[Feature]:
     """Try each rung on its own: load, attach, detach. Nothing is selected, so nothing is observed."""
     found: dict[str, Feature] = {}
+    used: dict[str, Rung] = {}
     for rung in LADDER:
         if rung.name in found and found[rung.name].ok:
             continue  # as an old kernel takes it, too
@@ -122,8 +142,10 @@ def check() -> list[Feature]:
             advice = f"it needs {rung.needs}; nothing is lost while another rung works"
             found.setdefault(rung.name, Feature(name, ok=False, detail=str(e), advice=advice, needed=False))
         else:
+            used[rung.name] = rung
             found[rung.name] = Feature(name, ok=True, detail=f"{rung.title}: loads and attaches", needed=False)
     best = next((name for name, feature in found.items() if feature.ok), None)
+    parts = _parts(used[best]) if best else ()
     lost = "no HTTP spans or metrics: the kernel offers none of these hooks"
     detail = f"by {best}" if best else "no rung works"
-    return [*found.values(), Feature("capture", ok=best is not None, detail=detail, advice=lost)]
+    return [*found.values(), *parts, Feature("capture", ok=best is not None, detail=detail, advice=lost)]
