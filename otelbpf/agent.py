@@ -31,7 +31,7 @@ from otelbpf.native.object import enable_stats, program_times, trim
 from otelbpf.otlp.encode import SpanEncoder
 from otelbpf.otlp.metrics import encode_metrics
 from otelbpf.otlp.output import OtlpOutput, Output, Scraped
-from otelbpf.probe import Context, Probe, Running, Tally
+from otelbpf.probe import Context, Probe, Running, Sampled, Tally
 from otelbpf.probes import PROBES
 from otelbpf.record import RecordedHost
 from otelbpf.selection import Rules
@@ -47,6 +47,7 @@ CLOSE_S = 2.0
 MIN_TICK_S = 0.02
 """Between two ticks, however full the rings are: smaller batches cost more than they help."""
 FIRST_TICK_S = 0.1
+TARGETS = ("export.traces.", "export.metrics.")
 COMMAND_GRACE_S = 3.0
 """How long a traced command may take to end after the SIGTERM that we pass on."""
 
@@ -272,10 +273,12 @@ class Agent:
         self.notify.reloading()
         try:
             new = reread()
+            keys = changed(self.config, new)
+            self._retarget(keys, new)  # first: it may refuse a file that the new one names
         except OtelBpfError as e:
             _say(f"reload: {e}; going on as before")
         else:
-            keys = changed(self.config, new)
+            self._resample(keys, new)
             taken = [key for key in keys if self._take(key, new)]
             left = [key for key in keys if key not in taken]
             self.config = adopted(self.config, new, taken)
@@ -284,11 +287,26 @@ class Agent:
             _say(f"reload: {'; '.join(said) or 'nothing has changed'}")
         self.notify.ready(f"tracing {_what(self.config, self.argv)}; to {_where(self.config)}")
 
+    def _retarget(self, keys: Iterable[str], new: Config) -> None:
+        if any(key.startswith(TARGETS) for key in keys):
+            for output in self.outputs:
+                if isinstance(output, OtlpOutput):
+                    privileges.apart(partial(output.retarget, new.export))
+
+    def _resample(self, keys: Iterable[str], new: Config) -> None:
+        if any(key.startswith("sampling.") for key in keys):
+            self.host.samplers = self.host.rules.samplers(new.sampling)
+            for probe in self.running.values():
+                if isinstance(probe, Sampled):
+                    probe.resample()
+
     def _take(self, key: str, new: Config) -> bool:
         """Apply one changed key; False if that takes a restart."""
         match key.split("."):
             case ["tick_s"] | ["metrics", "interval_s"]:
                 return True  # looked up each time
+            case ["sampling", *_] | ["export", "traces" | "metrics", _]:
+                return True  # done, all of them at once
             case ["select", name]:
                 return self.host.reselect(name, new.select)
             case ["probes", probe, name]:

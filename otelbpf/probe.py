@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -136,6 +136,15 @@ class Running(Protocol):
     def tally(self) -> Tally: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Sampled(Protocol):
+    """A probe that samples by itself."""
+
+    def resample(self) -> None:
+        """Take over `Context.samplers`, which have changed."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,10 @@ import pytest
 import yaml
 
 from tests import parts
+from tests.otlp.conftest import collector
 from tests.test_agent import agent, environment, get, leaves_nothing, nginx, ran, server, spans_in, steady_load
 
-__all__ = ["agent", "leaves_nothing", "nginx", "server"]
+__all__ = ["agent", "collector", "leaves_nothing", "nginx", "server"]
 pytestmark = pytest.mark.kernel
 
 NOT_THERE = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}  # discard: nobody listens
@@ -275,6 +276,40 @@ def test_sighup_with_a_bad_file_changes_nothing(agent, server, file):
     running.says("reload: run: nothing is selected; say what to trace:")
     assert reported()["tracing"] == f"port {server[1]}"
     assert running.stop(10) == 0
+
+
+def test_sighup_moves_to_another_collector_with_all_that_waits(agent, server, file, collector):
+    path = file(select={"ports": [server[1]]}, export={"endpoint": "http://127.0.0.1:9"})
+    running = agent("-c", path)
+    running.says("is not reachable")
+    get(server[1], 101)
+    eventually(lambda: reported()["export"]["spans"]["queued"] == 101)
+    file(select={"ports": [server[1]]}, export={"endpoint": "https://127.0.0.1:9", "certificate": "/missing"})
+    running.process.send_signal(signal.SIGHUP)
+    running.says("reload: certificate: cannot read '/missing': No such file or directory")
+    file(select={"ports": [server[1]]}, export={"endpoint": collector.endpoint})
+    running.process.send_signal(signal.SIGHUP)
+    running.says("reload: now as the file says: export.traces.endpoint, export.metrics.endpoint")
+    eventually(lambda: reported()["export"]["spans"]["exported"] == 101)
+    assert reported()["reasons"] == []
+    assert running.stop(10) == 0
+    assert "101 spans exported, 0 rejected, 0 dropped" in running.lines[-1]
+
+
+def test_sighup_changes_what_is_sampled(agent, server, file, tmp_path):
+    keys = {"select": {"ports": [server[1]]}, "outputs": [f"file:{tmp_path}/o"]}
+    path = file(**keys, sampling={"sampler": "always_off"})
+    running = agent("-c", path)
+    running.says("tracing")
+    get(server[1], 11)
+    eventually(lambda: reported()["probes"]["exchange"]["handled"] >= 11)
+    assert not spans_in(tmp_path / "o")
+    file(**keys, sampling={"sampler": "always_on"})
+    running.process.send_signal(signal.SIGHUP)
+    running.says("reload: now as the file says: sampling.sampler")
+    get(server[1], 13)
+    assert running.stop(10) == 0
+    assert len(spans_in(tmp_path / "o")) == 13
 
 
 def test_sighup_says_what_waits_for_a_restart(agent, server, file):

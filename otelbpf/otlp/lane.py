@@ -58,6 +58,8 @@ class Lane:
         self.last_error = ""
         """Why the last request was not taken; empty when it was."""
         self.silent = 0
+        self.next: Exporter | None = None
+        """Takes over as soon as nothing is under way."""
         self.crowded = METRICS_REQUESTS
 
     def hurry(self) -> None:
@@ -74,8 +76,14 @@ class Lane:
         if self.exporter.signal is Signal.METRICS:
             self._coalesce()
         pause_s = self.not_before - time.monotonic()
-        if pause_s > 0:
+        if pause_s > 0 and not self.next:  # which may be well
             return pause_s
+        if self.next:
+            if self.under_way:
+                return math.inf
+            self.exporter.close()
+            self.exporter, self.next = self.next, None
+            self.silent, self.last_error = 0, ""
         if self.silent >= SILENT or self.exporter.outdated():
             if self.under_way:
                 return math.inf  # settled first: a new connection would cut them off
@@ -117,6 +125,8 @@ class Lane:
         """Disconnect; what was not delivered stays on the disk, or is dropped."""
         self.settle()
         self.exporter.close()
+        if self.next:
+            self.next.close()
         for batch in self.under_way.values():
             self.backlog.leave(batch)
         self.under_way.clear()

@@ -54,6 +54,7 @@ class OtlpOutput:
         self.metrics = self._queue.metrics
         self.close = self._queue.close
         self.trouble = self._queue.trouble
+        self.retarget = self._queue.retarget
 
     def summary(self) -> str:
         spans = self.counters

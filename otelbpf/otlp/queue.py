@@ -127,6 +127,17 @@ class SendQueue:
         self._metrics.put(request, points)
         self._wake.set()
 
+    def retarget(self, export: Export) -> None:
+        """Send to these targets from now on; what waits goes there, too, and what is under way is waited for.
+
+        Raises:
+            ConfigError: A file that one of them names cannot be used; nothing has changed.
+        """
+        following = [Exporter(Signal.TRACES, export.traces), Exporter(Signal.METRICS, export.metrics)]
+        for lane, exporter in zip(self._lanes, following, strict=True):
+            lane.next = exporter
+        self._wake.set()
+
     def close(self, deadline_s: float) -> None:
         """Deliver what is queued, for *deadline_s* seconds at most; drop and count the rest, or leave it on disk."""
         self._deadline = time.monotonic() + deadline_s

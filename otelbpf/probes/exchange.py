@@ -150,6 +150,10 @@ class Exchange:
     def set_routes(self, routes: Sequence[str]) -> None:
         self.http.set_routes(routes)
 
+    def resample(self) -> None:
+        self.http.assembler.sample(self.context.samplers)
+        self._sample(self.context.samplers)
+
     def _sample(self, samplers: Sequence[Sampling]) -> None:
         if self.capture.rung.stem == OLD:
             return  # user space alone decides
