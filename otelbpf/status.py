@@ -76,7 +76,8 @@ def text(report: Report) -> Iterator[str]:
     yield from (f"  {each}" for each in report["reasons"])
     yield (
         f"cpu {cpu_s:.1f} s ({100 * cpu_s / max(up_s, 1):.1f} % of one), memory {_mb(took['resident_bytes'])}"
-        f" (peak {_mb(took['peak_bytes'])}), {took['threads']} threads, {took['descriptors']} descriptors"
+        f" (peak {_mb(took['peak_bytes'])}; the kernel's for BPF maps {_mb(took['map_bytes'])}),"
+        f" {took['threads']} threads, {took['descriptors']} descriptors"
     )
     yield f"capabilities: {', '.join(report['capabilities']) or 'none'}"
     yield ""

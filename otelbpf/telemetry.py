@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import resource as limits
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ class Usage(NamedTuple):
     peak_bytes: int
     threads: int
     descriptors: int
+    map_bytes: int
+    """Of BPF maps and rings: the kernel's memory, not in resident_bytes."""
 
 
 class Account(NamedTuple):
@@ -69,7 +72,18 @@ def usage() -> Usage:
         int(status["VmHWM"].split()[0]) * 1024,  # ru_maxrss would be that of whoever started us, if that is more
         int(status["Threads"]),
         sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1,  # one of them reads the folder
+        _map_bytes(),
     )
+
+
+def _map_bytes() -> int:
+    sizes = {}
+    for path in Path("/proc/self/fdinfo").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            fields = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+            if "map_id" in fields:  # one map may have several descriptors
+                sizes[fields["map_id"]] = int(fields.get("memlock", 0))
+    return sum(sizes.values())
 
 
 def points(resource: Resource, account: Account, start_ns: int, time_ns: int) -> list[NumberPoints]:
@@ -277,6 +291,13 @@ def _process(usage: Usage) -> Iterator[Metric]:
         "By",
         "The agent's resident memory.",
         [({}, usage.resident_bytes)],
+        monotonic=False,
+    )
+    yield Metric(
+        "otelbpf.bpf.map.memory",
+        "By",
+        "The kernel's memory for the agent's BPF maps and rings.",
+        [({}, usage.map_bytes)],
         monotonic=False,
     )
     yield Metric("process.thread.count", "{thread}", "The agent's threads.", [({}, usage.threads)], monotonic=False)
