@@ -30,7 +30,7 @@ struct otb_ring {
 	const uint64_t *produced;
 	uint8_t *window; /* NULL, or `window_size` bytes of the ring from `window_at` on */
 	uint32_t window_at, window_size;
-	uint8_t buf[];
+	uint8_t *buf;
 };
 
 static uint32_t round8(uint32_t size)
@@ -54,7 +54,7 @@ otb_ring *otb_ring_new(int map_fd, uint32_t capacity, uint32_t largest)
 	}
 	if (capacity < least)
 		capacity = least;
-	ring = calloc(1, sizeof(*ring) + capacity);
+	ring = calloc(1, sizeof(*ring));
 	if (!ring)
 		return NULL;
 	ring->fd = map_fd;
@@ -62,6 +62,11 @@ otb_ring *otb_ring_new(int map_fd, uint32_t capacity, uint32_t largest)
 	ring->capacity = capacity;
 	ring->page = (size_t)sysconf(_SC_PAGESIZE);
 	ring->window_size = ring->size < WINDOW ? ring->size : WINDOW;
+	/* Not from the heap, whose pages may be resident from something before. */
+	at = mmap(NULL, capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (at == MAP_FAILED)
+		goto failed;
+	ring->buf = at;
 	at = mmap(NULL, ring->page, PROT_READ | PROT_WRITE, MAP_SHARED, map_fd, 0);
 	if (at == MAP_FAILED)
 		goto failed;
@@ -164,6 +169,8 @@ void otb_ring_free(otb_ring *ring)
 {
 	int err = errno; /* why it could not be made */
 
+	if (ring->buf)
+		munmap(ring->buf, ring->capacity);
 	if (ring->consumed)
 		munmap(ring->consumed, ring->page);
 	if (ring->produced)
