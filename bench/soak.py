@@ -30,6 +30,8 @@ SAMPLES = 240
 GROWTH_MB_PER_HOUR = 1.0
 NOISE_MB = 2.0
 """A heap that breathes: what a phase of less than half an hour may grow by, whatever slope that is."""
+POOL = 2
+"""Threads, and descriptors of theirs, that gRPC adds and takes away as it likes."""
 SETTLED_S = 1.0
 """After the load: the agent has sent what it saw."""
 
@@ -71,9 +73,9 @@ class Soaked(NamedTuple):
         if self.slope * hours > (GROWTH_MB_PER_HOUR * hours if hours > 0.5 else NOISE_MB):
             yield f"resident memory grew by {self.slope * hours:.2f} MB in {hours * 60:.1f} minutes"
         first, last = self.samples[0], self.samples[-1]
-        if last.descriptors > first.descriptors:
+        if last.descriptors > first.descriptors + POOL:
             yield f"descriptors grew from {first.descriptors} to {last.descriptors}"
-        if last.threads > first.threads:
+        if last.threads > first.threads + POOL:
             yield f"threads grew from {first.threads} to {last.threads}"
         if self.missing > self.reported:
             yield f"{self.missing} requests have no span, and {self.reported} are accounted for"
