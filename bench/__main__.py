@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import agent, calls, cuda, routes, sampling, stages, throughput
+from bench import agent, calls, cuda, routes, sampling, stages, tcp, throughput
 from bench.load import CPUS, ROOT, BenchError, idle_s
 from otelbpf import __version__
 from otelbpf.errors import OtelBpfError
@@ -23,6 +23,7 @@ from otelbpf.native.object import libbpf_version
 SECTIONS = {
     "throughput": throughput,
     "calls": calls,
+    "tcp": tcp,
     "cuda": cuda,
     "stages": stages,
     "routes": routes,

@@ -127,6 +127,7 @@ class Everything:
 
     def __init__(self) -> None:
         self.exchanges = Exchanges()
+        self.losses = None
         self._resource = Resource({"service.name": "shop", "process.pid": PID})
 
     def unix_ns(self, kernel_ns: NDArray[Any]) -> NDArray[Any]:

@@ -433,9 +433,12 @@ static __always_inline void follow(struct sock *sk, const struct connection *c, 
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct followed_socket whose = {
 		.id = c->event.cookie,
-		.begin_ns = bpf_ktime_get_ns(),
+		.begin_ns = c->fresh ? bpf_ktime_get_ns() : 0,
 		.pid = bpf_get_current_pid_tgid() >> 32,
+		.local_port = c->event.local_port,
 		.role = c->role,
+		.opening = flags == BPF_ANY,
+		.named = cookies,
 	};
 	__u64 at = (__u64)sk;
 

@@ -46,6 +46,7 @@ enum { IPPROTO_TCP = 6 };
 enum { MSG_PEEK = 2 };
 enum { RCV_SHUTDOWN = 1, SEND_SHUTDOWN = 2 };
 
+enum { TCPCB_EVER_RETRANS = 0x80 };
 enum { TCP_CA_CWR = 2, TCP_CA_Recovery = 3, TCP_CA_Loss = 4 };
 
 enum {
@@ -152,7 +153,14 @@ struct tcp_request_sock {
 	__u32 snt_isn;
 };
 
+struct rb_node {
+	unsigned long __rb_parent_color;
+	struct rb_node *rb_right;
+};
+
 struct sk_buff {
+	struct rb_node rbnode; /* in the queue of what was sent */
+	__u64 skb_mstamp_ns;   /* when it was, last */
 	char cb[48];
 };
 
@@ -161,13 +169,18 @@ struct tcp_skb_cb {
 	__u32 seq;
 	__u32 end_seq;
 	__u16 tcp_gso_segs;
+	__u8 sacked;
 	__u32 ack_seq;
 };
 
 struct tcp_sock {
 	__u64 bytes_received;
 	__u64 bytes_sent;
+	__u64 bytes_retrans;
 	__u64 first_tx_mstamp; /* microseconds */
+	__u8 chrono_type : 2;  /* of which since chrono_start, in ticks: enum tcp_chrono */
+	__u32 chrono_start;
+	__u32 chrono_stat[3]; /* ticks of each so far */
 	__u32 snd_una;
 	__u32 srtt_us; /* eighths */
 	__u32 dsack_dups;

@@ -13,17 +13,24 @@
 struct followed_socket {
 	__u64 id;               /* what the exchange probe calls the connection */
 	__u64 process_start_ns; /* CLOCK_BOOTTIME */
-	__u64 begin_ns;         /* connect(), or the first bytes seen */
-	__u64 connected_ns;     /* a client's; 0: before our time */
+	__u64 begin_ns;         /* connect(), or the first bytes; 0: before our time */
+	__u64 connected_ns;     /* a client's; 0: not seen */
+	__u64 told_sent; /* what the tcp probe told so far; its own business, as the rest is */
+	__u64 told_received;
+	__u32 told_receive_window;
+	__u32 told_send_buffer;
 	__u32 pid;
-	__u16 error; /* errno that the socket was told */
-	__u8 role;   /* enum exchange_role */
-	__u8 resets; /* enum followed_reset */
+	__u16 error;
+	__u16 local_port; /* 0: not known; a closed socket has none any more */
+	__u8 role;        /* enum exchange_role */
+	__u8 resets;
+	__u8 opening; /* connect() has begun and is not over */
+	__u8 named;   /* id is the kernel's cookie */
+	__u8 _pad[4];
 };
 
 /* The values of enum exchange_role. */
 enum followed_role { FOLLOWED_CLIENT = 2, FOLLOWED_SERVER = 1 };
-enum followed_reset { RESET_SENT = 1, RESET_RECEIVED = 2 };
 
 /* Address of the struct sock -> whose it is. The end of a socket takes its entry with it. */
 struct {
@@ -34,9 +41,13 @@ struct {
 	__type(value, struct followed_socket);
 } followed_sockets SEC(".maps");
 
+/* NULL: nobody's who is selected, or the memory is another socket's by now. */
 static __always_inline struct followed_socket *followed(const struct sock *sk)
 {
 	__u64 at = (__u64)sk;
+	struct followed_socket *f = bpf_map_lookup_elem(&followed_sockets, &at);
 
-	return bpf_map_lookup_elem(&followed_sockets, &at);
+	if (f && f->named && f->id != (__u64)BPF_CORE_READ(sk, __sk_common.skc_cookie.counter))
+		return NULL;
+	return f;
 }

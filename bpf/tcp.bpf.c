@@ -26,19 +26,19 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-extern unsigned int CONFIG_HZ __kconfig __weak; /* 0: this kernel does not tell */
-
 RING(tcp_episodes, 1 << 20);
 EVENT(tcp_episode);
 EVENT(tcp_attempt);
+RING(tcp_connections, 1 << 20);
+EVENT(tcp_connection);
 EVENT(tcp_command);
 
 __u64 tcp_open;      /* entries of `episodes`: while 0, no acknowledgement is looked at */
 __u64 tcp_untracked; /* retransmissions for which `episodes` had no room */
 
 struct episode {
-	__u32 busy; /* lock: the sweep against the socket's own context */
-	__u32 _pad;
+	__u32 busy;       /* lock: the sweep against the socket's own context */
+	__u32 duplicates; /* dsack_dups before */
 	struct tcp_episode event;
 };
 
@@ -85,26 +85,58 @@ static __always_inline void drop(const struct sock *sk)
 		__sync_fetch_and_add(&tcp_open, -1);
 }
 
-static __always_inline void read_addresses(struct tcp_episode *e, const struct sock *sk)
+static __always_inline void local_address(__u8 to[16], const struct sock *sk)
 {
-	e->local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
-	e->peer_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
 	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET) {
-		e->local_addr[10] = e->local_addr[11] = 0xff;
-		e->peer_addr[10] = e->peer_addr[11] = 0xff;
-		*(__be32 *)&e->local_addr[12] = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
-		*(__be32 *)&e->peer_addr[12] = BPF_CORE_READ(sk, __sk_common.skc_daddr);
+		to[10] = to[11] = 0xff;
+		*(__be32 *)&to[12] = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
 	} else {
-		BPF_CORE_READ_INTO(&e->local_addr, sk, __sk_common.skc_v6_rcv_saddr);
-		BPF_CORE_READ_INTO(&e->peer_addr, sk, __sk_common.skc_v6_daddr);
+		bpf_core_read(to, 16, &sk->__sk_common.skc_v6_rcv_saddr);
 	}
+}
+
+static __always_inline void peer_address(__u8 to[16], const struct sock *sk)
+{
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET) {
+		to[10] = to[11] = 0xff;
+		*(__be32 *)&to[12] = BPF_CORE_READ(sk, __sk_common.skc_daddr);
+	} else {
+		bpf_core_read(to, 16, &sk->__sk_common.skc_v6_daddr);
+	}
+}
+
+__u32 ticks_per_s; /* 0: not known yet, or at all */
+
+/*
+ * CONFIG_HZ, which programs are not told where the kernel's configuration
+ * cannot be read: that of the usual ones by which ticks and clock agree on the
+ * time since boot. Ticks begin at -300 s (INITIAL_JIFFIES).
+ */
+static __always_inline __u32 find_ticks_per_s(void)
+{
+	static const __u32 usual[] = { 100, 250, 300, 1000 };
+	__u64 ticks = bpf_jiffies64(), ns = bpf_ktime_get_ns();
+
+	for (int i = 0; i < 4; i++) {
+		__u64 since = (ticks - (__u32)(-300 * usual[i])) * (1000000000 / usual[i]);
+		__u64 apart = since > ns ? since - ns : ns - since;
+
+		if (apart < ns / 16)
+			return usual[i];
+	}
+	return 0;
+}
+
+static __always_inline __u64 ticks_us(__u32 ticks)
+{
+	if (!ticks_per_s)
+		ticks_per_s = find_ticks_per_s();
+	return ticks_per_s ? (__u64)ticks * 1000000 / ticks_per_s : 0;
 }
 
 static __always_inline __u32 rto_us(const struct sock *sk)
 {
-	__u32 ticks = BPF_CORE_READ((struct inet_connection_sock *)sk, icsk_rto);
-
-	return CONFIG_HZ ? ticks * (1000000 / CONFIG_HZ) : 0;
+	return ticks_us(BPF_CORE_READ((struct inet_connection_sock *)sk, icsk_rto));
 }
 
 /* A new episode, locked; NULL when there is no room. */
@@ -119,15 +151,12 @@ static __always_inline struct episode *begin(const struct sock *sk)
 	p = bpf_map_lookup_elem(&episodes, &at);
 	if (!p || !lock(p))
 		return NULL;
-	read_addresses(&p->event, sk);
-	p->event.duplicates = BPF_CORE_READ((struct tcp_sock *)sk, dsack_dups);
+	p->event.local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	p->event.peer_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	local_address(p->event.local_addr, sk);
+	peer_address(p->event.peer_addr, sk);
+	p->duplicates = BPF_CORE_READ((struct tcp_sock *)sk, dsack_dups);
 	return p;
-}
-
-static __always_inline void end(struct tcp_episode *e, enum tcp_end how)
-{
-	e->end_ns = bpf_ktime_get_ns();
-	e->end = how;
 }
 
 /* [from, to) was time lost, as far as it is not counted yet. */
@@ -145,16 +174,6 @@ static __always_inline bool is_acked(const struct tcp_episode *e, const struct s
 {
 	return e->end_seq != e->seq &&
 	       !before(BPF_CORE_READ((struct tcp_sock *)sk, snd_una), e->end_seq);
-}
-
-/* Everything that was sent again, or for the first time after all, was acknowledged. */
-static __always_inline void acked(struct tcp_episode *e, const struct sock *sk)
-{
-	if (!e->count) {
-		e->last_ns = BPF_CORE_READ((struct tcp_sock *)sk, first_tx_mstamp) * 1000;
-		lost(e, e->first_ns, e->last_ns);
-	}
-	end(e, TCP_END_ACKED);
 }
 
 /* Tell what there is; false: it is nobody's yet. The caller holds the lock, or is the only one. */
@@ -178,9 +197,31 @@ static __always_inline bool tell(struct episode *p, const struct sock *sk)
 		e->flags |= TCP_SERVER;
 	e->srtt_us = BPF_CORE_READ(tp, srtt_us) >> 3;
 	e->rto_us = rto_us(sk);
-	e->duplicates = BPF_CORE_READ(tp, dsack_dups) - e->duplicates;
+	e->duplicates = BPF_CORE_READ(tp, dsack_dups) - p->duplicates;
 	OUTPUT(tcp_episodes, e, sizeof(*e));
 	return true;
+}
+
+/* It is over; what may still come is the peer's word that it was for nothing. */
+static __always_inline void end(struct episode *p, const struct sock *sk, enum tcp_end how)
+{
+	p->event.end_ns = bpf_ktime_get_ns();
+	p->event.end = how;
+	p->event.flags |= TCP_EARLY;
+	tell(p, sk);
+	p->event.flags &= ~TCP_EARLY;
+}
+
+/* Everything that was sent again, or for the first time after all, was acknowledged. */
+static __always_inline void acked(struct episode *p, const struct sock *sk)
+{
+	struct tcp_episode *e = &p->event;
+
+	if (!e->count) {
+		e->last_ns = BPF_CORE_READ((struct tcp_sock *)sk, first_tx_mstamp) * 1000;
+		lost(e, e->first_ns, e->last_ns);
+	}
+	end(p, sk, TCP_END_ACKED);
 }
 
 static __always_inline void note_attempt(struct tcp_episode *e, const struct sock *sk,
@@ -230,6 +271,41 @@ static __always_inline __u8 retransmit_type(const struct sock *sk, struct tcp_at
 	return TCP_RETRANSMIT_TAIL_LOSS_PROBE;
 }
 
+/*
+ * When the segment behind the head of the line was sent, if only once; 0: there
+ * is none. The head is the leftmost node of a red-black tree, so what follows
+ * it is its right child, which has no children, or its parent.
+ */
+static __always_inline __u64 next_sent_ns(const struct sk_buff *head)
+{
+	struct rb_node *next = BPF_CORE_READ(head, rbnode.rb_right);
+	const struct tcp_skb_cb *cb;
+	const struct sk_buff *skb;
+
+	if (!next)
+		next = (void *)(BPF_CORE_READ(head, rbnode.__rb_parent_color) & ~3ul);
+	if (!next)
+		return 0;
+	skb = (void *)next - bpf_core_field_offset(struct sk_buff, rbnode);
+	cb = (const void *)&skb->cb;
+	return BPF_CORE_READ(cb, sacked) & TCPCB_EVER_RETRANS ? 0
+							      : BPF_CORE_READ(skb, skb_mstamp_ns);
+}
+
+/*
+ * When what is sent again was sent first. Its own time is overwritten by now.
+ * first_tx_mstamp is that of the oldest segment in flight, but moves with every
+ * segment that arrives behind a lost one; what was sent right behind that one is better then.
+ */
+static __always_inline __u64 first_sent_ns(const struct sock *sk, const struct sk_buff *skb,
+					   bool head)
+{
+	__u64 first = BPF_CORE_READ((struct tcp_sock *)sk, first_tx_mstamp) * 1000;
+	__u64 next = head ? next_sent_ns(skb) : 0;
+
+	return next && next < first ? next : first;
+}
+
 static __always_inline void on_retransmit(const struct sock *sk, const struct sk_buff *skb)
 {
 	const struct tcp_skb_cb *cb = (const void *)&skb->cb;
@@ -253,8 +329,7 @@ static __always_inline void on_retransmit(const struct sock *sk, const struct sk
 	head = a.seq == BPF_CORE_READ(tp, snd_una);
 	a.type = retransmit_type(sk, &a, head);
 	/* Of what is in flight now, so not overwritten by what is sent again. */
-	first_ns = a.type == TCP_RETRANSMIT_SYN ? whose->begin_ns
-						: BPF_CORE_READ(tp, first_tx_mstamp) * 1000;
+	first_ns = a.type == TCP_RETRANSMIT_SYN ? whose->begin_ns : first_sent_ns(sk, skb, head);
 
 	p = episode_of(sk);
 	if (p && p->event.end_ns) {
@@ -312,7 +387,7 @@ int BPF_PROG(tcp_acked, struct sock *sk, struct sk_buff *skb)
 		return 0;
 	e = &p->event;
 	if (!before(BPF_CORE_READ(cb, ack_seq), e->end_seq) && lock(p)) {
-		acked(e, sk);
+		acked(p, sk);
 		give(&p->busy);
 	}
 	return 0;
@@ -357,6 +432,63 @@ int BPF_PROG(tcp_slowed, struct sock *sk, __u8 state)
 }
 
 /* ---- the handshake, and the end ---- */
+
+enum { CHRONO_RWND_LIMITED = 2, CHRONO_SNDBUF_LIMITED = 3 }; /* enum tcp_chrono */
+
+/* Ticks that the connection spent in a state so far. */
+static __always_inline __u32 chrono(const struct sock *sk, __u32 state)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	__u32 ticks = state == CHRONO_RWND_LIMITED ? BPF_CORE_READ(tp, chrono_stat[1])
+						   : BPF_CORE_READ(tp, chrono_stat[2]);
+
+	if (BPF_CORE_READ_BITFIELD_PROBED(tp, chrono_type) == state)
+		ticks += (__u32)bpf_jiffies64() - BPF_CORE_READ(tp, chrono_start);
+	return ticks;
+}
+
+const volatile bool tell_connections = true; /* set before load */
+
+static __always_inline void tell_connection(struct followed_socket *f, const struct sock *sk,
+					    enum tcp_moment moment)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	__u32 window = chrono(sk, CHRONO_RWND_LIMITED), buffer = chrono(sk, CHRONO_SNDBUF_LIMITED);
+	__u64 sent = BPF_CORE_READ(tp, bytes_sent) - BPF_CORE_READ(tp, bytes_retrans),
+	      received = BPF_CORE_READ(tp, bytes_received);
+	struct tcp_connection c = {
+		.cookie = f->id,
+		.process_start_ns = f->process_start_ns,
+		.begin_ns = f->begin_ns,
+		.connected_ns = f->connected_ns,
+		.time_ns = bpf_ktime_get_ns(),
+		.pid = f->pid,
+		.srtt_us = BPF_CORE_READ(tp, srtt_us) >> 3,
+		.local_port =
+			f->local_port ? f->local_port : BPF_CORE_READ(sk, __sk_common.skc_num),
+		.peer_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport)),
+		.error = f->error,
+		.moment = moment,
+		.role = f->role,
+		.resets = f->resets,
+		.opening = f->opening,
+	};
+
+	if (!tell_connections)
+		return;
+	c.sent_bytes = sent - f->told_sent;
+	c.received_bytes = received - f->told_received;
+	if (moment == TCP_SAMPLED && !c.sent_bytes && !c.received_bytes)
+		return; /* idle */
+	c.receive_window_us = ticks_us(window - f->told_receive_window);
+	c.send_buffer_us = ticks_us(buffer - f->told_send_buffer);
+	f->told_sent = sent;
+	f->told_received = received;
+	f->told_receive_window = window;
+	f->told_send_buffer = buffer;
+	peer_address(c.peer_addr, sk);
+	OUTPUT(tcp_connections, &c, sizeof(c));
+}
 
 enum { SYN_ACKS = 4 };
 static const __s64 UNUSED_NS = 60000000000;
@@ -430,7 +562,7 @@ static __always_inline void accepted(struct sock *sk)
 		note_attempt(&p->event, sk, &a, 1, s->first_ns, true);
 	}
 	p->event.count = s->count;
-	end(&p->event, TCP_END_CONNECTED);
+	end(p, sk, TCP_END_CONNECTED);
 	give(&p->busy);
 	bpf_map_delete_elem(&syn_acks, &key);
 }
@@ -451,9 +583,11 @@ int BPF_PROG(tcp_state, struct sock *sk, int was, int is)
 	if (!whose)
 		return 0;
 	whose->connected_ns = bpf_ktime_get_ns();
+	whose->opening = 0;
+	tell_connection(whose, sk, TCP_CONNECTED);
 	p = tcp_open ? episode_of(sk) : NULL;
 	if (p && lock(p)) {
-		end(&p->event, TCP_END_CONNECTED);
+		end(p, sk, TCP_END_CONNECTED);
 		give(&p->busy);
 	}
 	return 0;
@@ -463,17 +597,53 @@ SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(tcp_destroy, struct sock *sk)
 {
 	struct episode *p = tcp_open ? episode_of(sk) : NULL;
+	struct followed_socket *whose = followed(sk);
 	__u64 at = (__u64)sk;
 
 	if (p && lock(p)) {
 		if (!p->event.end_ns && is_acked(&p->event, sk))
-			acked(&p->event, sk);
+			acked(p, sk);
 		else if (!p->event.end_ns)
-			end(&p->event, TCP_END_CLOSED);
+			end(p, sk, TCP_END_CLOSED);
 		tell(p, sk);
 		drop(sk);
 	}
+	if (whose)
+		tell_connection(whose, sk, TCP_CLOSED);
 	bpf_map_delete_elem(&followed_sockets, &at);
+	return 0;
+}
+
+/* What it was told of is asked for once: reading it clears it. */
+SEC("tp_btf/inet_sk_error_report")
+int BPF_PROG(tcp_error, struct sock *sk)
+{
+	struct followed_socket *whose = followed(sk);
+
+	if (whose && sk->sk_err)
+		whose->error = sk->sk_err;
+	return 0;
+}
+
+/* Its arguments changed over time, and may be NULL: an address is enough. */
+SEC("tp_btf/tcp_send_reset")
+int tcp_reset_sent(__u64 *ctx)
+{
+	__u64 at = ctx[0];
+	struct followed_socket *whose = bpf_map_lookup_elem(&followed_sockets, &at);
+
+	if (whose)
+		whose->resets |= TCP_RESET_SENT;
+	return 0;
+}
+
+SEC("tp_btf/tcp_receive_reset")
+int BPF_PROG(tcp_reset_received, struct sock *sk)
+{
+	struct followed_socket *whose = followed(sk);
+
+	if (whose)
+		whose->resets |= TCP_RESET_RECEIVED;
 	return 0;
 }
 
@@ -491,12 +661,23 @@ static long sweep_one(void *map, __u64 *key, struct episode *p, struct tcp_comma
 	if (!take(&p->busy))
 		return 0;
 	if (!e->end_ns && is_acked(e, sk))
-		acked(e, sk);
+		acked(p, sk);
 	waited = now - e->end_ns;
 	if (e->end_ns && waited >= (__s64)command->linger_ns && (tell(p, sk) || waited > UNUSED_NS))
 		drop(sk); /* the next one's memory: not ours to unlock */
 	else
 		give(&p->busy);
+	return 0;
+}
+
+/* A look at a connection that may be gone by now: then it is another one's memory, or none's. */
+static long sample_one(void *map, __u64 *key, struct followed_socket *f, void *unused)
+{
+	const struct sock *sk = (const void *)*key;
+
+	f = followed(sk);
+	if (f && !f->opening)
+		tell_connection(f, sk, TCP_SAMPLED);
 	return 0;
 }
 
@@ -517,7 +698,25 @@ int tcp_sweep(struct bpf_iter__bpf_map_elem *ctx)
 	return 0;
 }
 
+SEC("iter/bpf_map_elem")
+int tcp_sample(struct bpf_iter__bpf_map_elem *ctx)
+{
+	struct followed_socket *f = ctx->value;
+	__u64 *key = ctx->key;
+
+	if (key && f)
+		sample_one(NULL, key, f, NULL);
+	return 0;
+}
+
 #else
+
+SEC("syscall")
+int tcp_sample(struct tcp_command *in)
+{
+	bpf_for_each_map_elem(&followed_sockets, sample_one, NULL, 0);
+	return 0;
+}
 
 SEC("syscall")
 int tcp_sweep(struct tcp_command *in)

@@ -30,6 +30,7 @@ enum tcp_end {
 enum tcp_flags {
 	TCP_CLIENT = 1,     /* this side connected */
 	TCP_SERVER = 2,     /* this side accepted */
+	TCP_EARLY = 8,      /* told again when the peer had time to say that it was for nothing */
 	TCP_LOCAL_DROP = 4, /* this host dropped the first transmission: nothing to send again */
 };
 
@@ -76,6 +77,39 @@ struct tcp_episode {
 	__u8 local_addr[16]; /* IPv6, or IPv4-mapped IPv6 */
 	__u8 peer_addr[16];
 	__u8 attempts[TCP_ATTEMPTS_LEN]; /* struct tcp_attempt[TCP_ATTEMPTS] */
+};
+
+/* What a record of a connection is about. */
+enum tcp_moment {
+	TCP_CONNECTED = 1, /* a client's handshake is over */
+	TCP_SAMPLED = 2,   /* while it lives */
+	TCP_CLOSED = 3,
+};
+
+enum tcp_reset { TCP_RESET_SENT = 1, TCP_RESET_RECEIVED = 2 };
+
+/* A connection. Bytes and times are those since its last record. */
+struct tcp_connection {
+	__u64 cookie;
+	__u64 process_start_ns; /* CLOCK_BOOTTIME */
+	__u64 begin_ns;         /* connect(), or the first bytes; 0: before our time */
+	__u64 connected_ns;     /* a client's handshake; 0: not seen */
+	__u64 time_ns;
+	__u64 sent_bytes;        /* once */
+	__u64 received_bytes;    /* in order */
+	__u64 receive_window_us; /* waited for room at the peer (tcp_chrono) */
+	__u64 send_buffer_us;    /* waited for the application to send, with a full send buffer */
+	__u32 pid;
+	__u32 srtt_us; /* 0: not known */
+	__u16 local_port;
+	__u16 peer_port;
+	__u16 error;  /* errno that the socket was told */
+	__u8 moment;  /* enum tcp_moment */
+	__u8 role;    /* enum exchange_role */
+	__u8 resets;  /* enum tcp_reset */
+	__u8 opening; /* it never was established */
+	__u8 _pad[6];
+	__u8 peer_addr[16];
 };
 
 /* In and out of the sweep. */

@@ -26,8 +26,9 @@ from unittest.mock import patch
 
 import numpy as np
 
-from otelbpf import tcp, telemetry
+from otelbpf import delayed, telemetry
 from otelbpf.aggregate import OVERFLOW
+from otelbpf.buckets import Spans
 from otelbpf.config import Export
 from otelbpf.cuda import memory, metrics
 from otelbpf.cuda import spans as cuda
@@ -48,6 +49,8 @@ from otelbpf.probes.exchange import Exchange
 from otelbpf.probes.tcp import Tcp
 from otelbpf.protocols.http1 import CLOSED, METHODS, Described, Known, Parent, Role, describe
 from otelbpf.protocols.routes import Routes
+from otelbpf.tcp import spans as tcp
+from otelbpf.tcp.metrics import CLIENT, CONNECTED, CONNECTION, TcpMeters
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "signals.md"
@@ -230,6 +233,7 @@ class Signals:
 
     described: list[Described] = field(default_factory=list)
     episodes: list[SpanShape] = field(default_factory=list)
+    tcp: list[Points] = field(default_factory=list)
     calls: list[SpanShape] = field(default_factory=list)
     cuda: list[Points] = field(default_factory=list)
     metrics: list[tuple[Points, Role | None]] = field(default_factory=list)
@@ -263,6 +267,7 @@ def signals() -> Signals:
             histogram.record(np.zeros(1, np.int64), np.zeros(1), 1)
             seen.metrics.append((histogram.points(meter.table, 0), role))
     seen.cuda = list(cuda_points(seen.process))
+    seen.tcp = tcp_points(seen.process)
     tallies = {"process": tally(Host), **{name: tally(owner) for name, owner in RUNNING.items()}}
     account = telemetry.Account(
         tallies,
@@ -347,6 +352,24 @@ def cuda_points(process: Resource) -> Iterator[Points]:
     yield metrics.covered(context, {1: ["runtime"]}, 0)
 
 
+def tcp_points(resource: Resource) -> list[Points]:
+    """Metrics of a connection that was made, waited, lost, was reset and failed."""
+    context: Any = SimpleNamespace(
+        now_ns=lambda: 0, views=(View(),), max_series=9, resource=lambda *_: resource, living=lambda: {resource}
+    )
+    meters = TcpMeters(context, peers=True)
+    rows = np.ones(2, CONNECTION)
+    rows["moment"], rows["role"], rows["opening"], rows["resets"] = (CONNECTED, tcp.CLOSED), CLIENT, 0, 3
+    rows["peer_addr"] = np.zeros(1, "V16")
+    meters.connections(rows)
+    lost = np.zeros(1, tcp.EPISODE)
+    lost["count"] = lost["n_attempts"] = len(tcp.Retransmit)
+    kinds = np.array([[*tcp.Retransmit]], np.uint8)
+    none = Spans(np.zeros(1, "V16"), np.zeros(1, "V8"), np.zeros(1, np.uint64), np.zeros(1, bool))
+    meters.episodes(lost, kinds, tcp.TYPES, np.ones(1), none)
+    return meters.points(0, View())
+
+
 def tally(owner: type) -> Tally:
     """Return a tally with every reason and kind that *owner* counts; no kernel is asked."""
     kernel = SimpleNamespace(counter=lambda _: 0)
@@ -357,7 +380,16 @@ def tally(owner: type) -> Tally:
     cuda_spans = SimpleNamespace(omitted=dict.fromkeys(cuda.OMITTED, 0), parents_missed=0)
     ring = SimpleNamespace(read=0)
     rings = {"full": lambda: 0, "ring": ring, "rings": (ring,), "_process_ring": ring, "_exec_ring": ring}
-    stub = SimpleNamespace(kernel=kernel, object=kernel, http=http, mapping=mapping, spans=cuda_spans, **rings)
+    stub = SimpleNamespace(
+        kernel=kernel,
+        object=kernel,
+        http=http,
+        mapping=mapping,
+        spans=cuda_spans,
+        _counted=0,
+        connections=ring,
+        **rings,
+    )
     result: Tally = owner.tally(stub)  # type: ignore[attr-defined]
     return result
 
@@ -399,6 +431,12 @@ def golden(seen: Signals) -> str:
     lines += [f"span-attribute cuda {key}" for key in span_attributes(seen.calls)]
     lines += [f"value span-attribute tcp network.tcp.retransmit.type={each.name}" for each in tcp.Retransmit]
     lines += [f"event-attribute tcp.retransmit {key}" for key in event_attributes()]
+    lines += [
+        f"span-attribute {role.name.lower()} {key}" for role in Role for key in (delayed.TIME_LOST, delayed.COUNT)
+    ]
+    for points in seen.tcp:
+        lines.append(f"metric {points.name} {points.unit}")
+        lines += [f"metric-attribute {points.name} {key}" for key in metric_attributes(points, [])]
     for points, role in seen.metrics:
         lines.append(f"metric {points.name} {points.unit}")
         for key in metric_attributes(points, seen.of(role) if role else []):
@@ -423,6 +461,7 @@ def page(seen: Signals) -> str:
                 *cuda_spans(seen),
                 *http_metrics(seen),
                 *cuda_metrics(seen),
+                *tcp_metrics(seen),
                 *own_metrics(seen),
                 *resources(seen),
             ]
@@ -447,7 +486,9 @@ response byte, as the process's own socket calls moved them. What becomes a span
 
 Names: {names}.
 `HTTP` stands for a method that the conventions do not know. Status is Error when there is an `error.type`, else
-Unset. Flags say whether the parent is remote. "Level" is the requirement level in the conventions."""
+Unset. Flags say whether the parent is remote. Requests that TCP loss delayed have `network.tcp.time_lost` and
+`network.tcp.retransmit.count`, as [the loss has](#tcp-spans), if it was over before they were. "Level" is the
+requirement level in the conventions."""
     for role in Role:
         rows = []
         for key, always in span_attributes(each.span for each in seen.of(role)).items():
@@ -552,6 +593,22 @@ Series beyond `metrics.max_series` of one process are counted with `otel.metric.
     keys = sorted({key for points in seen.cuda for each in points.attributes for key in each})
     yield table(("Attribute", "Value"), [(f"`{key}`", known(CUDA_METRICS, key, "CUDA_METRICS")) for key in keys])
     unused(CUDA_METRICS, keys, "CUDA_METRICS")
+
+
+def tcp_metrics(seen: Signals) -> Iterator[str]:
+    yield f"""## TCP metrics
+
+Scope `{tcp.SCOPE.name}`. Cumulative, for each observed process; off with `probes.tcp.metrics`. Names of
+an [open proposal](https://github.com/open-telemetry/semantic-conventions/issues/3682) as far as it has them: they may
+change.
+Live connections are looked at every 10 s, if bytes moved. `network.peer.address` only with
+`probes.tcp.metrics_peer`; `server.port` is the peer's for a client, and the own one else. Exemplars of
+`network.tcp.time_lost` are `tcp.retransmit` spans."""
+    rows = []
+    for points in seen.tcp:
+        keys = ", ".join(f"`{key}`" for key in metric_attributes(points, []))
+        rows.append((f"`{points.name}`", f"`{points.unit}`", points.description, keys))
+    yield table(("Metric", "Unit", "What is counted", "Attributes"), rows)
 
 
 def own_metrics(seen: Signals) -> Iterator[str]:

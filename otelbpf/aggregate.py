@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from otelbpf.buckets import Explicit, Exponential, Spans
-from otelbpf.model import Attributes, ExponentialPoints, HistogramPoints, Resource, Scope, Value, View
+from otelbpf.model import Attributes, ExponentialPoints, HistogramPoints, NumberPoints, Resource, Scope, Value, View
 
 OVERFLOW: Attributes = {"otel.metric.overflow": True}
 
@@ -129,3 +129,39 @@ class Histogram:
         )
         buckets.told(time_ns)
         return points
+
+
+class Sum:
+    """One sum that only grows over the series of a table; cumulative. Seconds are told as they are, the rest whole."""
+
+    def __init__(self, scope: Scope, name: str, unit: str, description: str) -> None:
+        self.scope, self.name, self.unit, self.description = scope, name, unit, description
+        self.sums = np.zeros(0)
+
+    def record(self, series: NDArray[Any], values: NDArray[Any], n_series: int) -> None:
+        """As `Histogram.record`."""
+        self._grow(n_series)
+        if len(values):
+            self.sums += np.bincount(series, values, minlength=n_series)
+
+    def _grow(self, n_series: int) -> None:
+        self.sums = np.concatenate([self.sums, np.zeros(max(0, n_series - len(self.sums)))])
+
+    def move(self, moved: NDArray[np.int64]) -> None:
+        """Follow `SeriesTable.keep`."""
+        self._grow(len(moved))
+        self.sums = self.sums[moved >= 0]
+
+    def points(self, table: SeriesTable, time_ns: int) -> NumberPoints:
+        self._grow(len(table))
+        return NumberPoints(
+            scope=self.scope,
+            name=self.name,
+            unit=self.unit,
+            description=self.description,
+            resources=list(table.resources),
+            attributes=list(table.attributes),
+            start_ns=np.array(table.start_ns, np.uint64),
+            time_ns=time_ns,
+            values=self.sums.copy() if self.unit == "s" else self.sums.astype(np.int64),
+        )

@@ -120,6 +120,11 @@ Examples:
   otelbpf explain 4711 -c /etc/otelbpf/config.yaml
 """
 
+SOCK = """\
+Show TCP_INFO of a live socket, named by its cookie (`otelbpf.socket.cookie` of a
+span, `ss -te`), or of all TCP sockets of a process. Needs root for others'.
+"""
+
 CONFIG = """\
 Print the effective configuration: every key, its value, and where that came
 from. Flags win over OTEL_* variables, those over the file, that over the
@@ -203,6 +208,14 @@ def replay(args: argparse.Namespace) -> int:
             origin = f"replay: '{args.file}': its configuration"
             conf = config.load_recorded(recording.head.get("config"), origin, os.environ, _probes(), flags)
         play(recording, conf)
+    return 0
+
+
+def sock_(args: argparse.Namespace) -> int:
+    from otelbpf import sock  # noqa: PLC0415 - as in run
+
+    for each in sock.find(args.number):
+        print("\n".join(each.lines()))
     return 0
 
 
@@ -434,6 +447,9 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
             parents=[always],
             **_AS_WRITTEN,
         ),
+        "sock": names.add_parser(
+            "sock", help="what TCP knows of live sockets", description=SOCK, parents=[always], **_AS_WRITTEN
+        ),
         "config": names.add_parser(
             "config",
             help="every key, its value, and where that came from",
@@ -455,6 +471,7 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     asked = commands["status"].add_argument
     asked("-c", "--config", type=Path, metavar="FILE", help="the agent's; only where its status.directory is another")
     asked("--json", action="store_true", help="one JSON object for each agent, a line each")
+    commands["sock"].add_argument("number", type=_cookie, metavar="COOKIE|PID", help="otelbpf.socket.cookie of a span")
     do_ = (
         ("run", run),
         ("explain", explain),
@@ -462,11 +479,18 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
         ("replay", replay),
         ("check", check),
         ("status", status_),
+        ("sock", sock_),
         ("config", config_),
     )
     for name, do in do_:
         commands[name].set_defaults(do=do)
     return top, commands
+
+
+def _cookie(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) < 2**64):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a pid nor a cookie: want a number of 1 or more")
+    return int(text)
 
 
 def _pid(text: str) -> int:

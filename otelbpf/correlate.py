@@ -8,7 +8,7 @@ it. What happens during one is joined here, when the exchange has been told.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,20 @@ TOLD = np.dtype(
 parent for what happened during the exchange: our span, or the one of the SDK that owns it. This side sent the `sent`
 bytes that begin at TCP sequence number `send_seq`: the request of a client, the response of a server (`role`, enum
 exchange_role)."""
+
+
+class Losses(Protocol):
+    """What a probe knows of loss before the requests that it delayed are told."""
+
+    def drain(self) -> bool:
+        """Hear what the kernel side has told; whether there is anything."""
+        ...
+
+    def of(
+        self, cookie: NDArray[Any], seq: NDArray[Any], sent: NDArray[Any]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Of exchanges that sent *sent* bytes from *seq* on: ns lost, segments sent again, whether that may change."""
+        ...
 
 
 class Exchanges:

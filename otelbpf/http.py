@@ -13,6 +13,7 @@ from otelbpf import __version__
 from otelbpf.aggregate import Histogram, SeriesTable
 from otelbpf.buckets import Spans
 from otelbpf.classes import Classes
+from otelbpf.delayed import Delayed
 from otelbpf.model import Points, Resource, Scope, SpanBatch, SpanShape, View
 from otelbpf.native.assembler import BY_SHAPE, Assembler, Seeds
 from otelbpf.probe import Context
@@ -101,6 +102,7 @@ class HttpMapping:
         self.ask_s = 0.0
         self.asked = 0
         self.omitted = dict.fromkeys(OMITTED, 0)
+        self.delayed = Delayed(context)
         self.meters = {role: Meter(role.name.lower(), context.max_series, context) for role in Role}
         self.assembler = Assembler(self._restart, seeds, keep_query=url_query, repeat_sdk=repeat_sdk)
         self.assembler.sample(context.samplers)
@@ -119,6 +121,7 @@ class HttpMapping:
 
     def flush(self, now_ns: int, ignore: Callable[[Sequence[int]], None], *, everything: bool) -> Iterator[SpanBatch]:
         """Finish held exchanges that have been quiet too long at *now_ns* (CLOCK_MONOTONIC), or all of them."""
+        yield from self.delayed.flush(now_ns, everything=everything)
         for rows in self.assembler.flush(now_ns, everything=everything):
             yield from self._batches(rows)
             ignore(self.assembler.ignored())
@@ -242,7 +245,7 @@ class HttpMapping:
             rows = rows[told]
             shape = rows["shape"]
         if len(rows):
-            yield SpanBatch(
+            batch = SpanBatch(
                 scope=SCOPE,
                 shapes=self.shapes,
                 shape=shape,
@@ -257,6 +260,7 @@ class HttpMapping:
                     FIRST_BYTE: (rows["first_ns"] - rows["start_ns"]) * 1e-9,
                 },
             )
+            yield from self.delayed.sort(batch, rows)
 
     def _count(self, rows: NDArray[Any], told: NDArray[np.bool_]) -> None:
         shape = rows["shape"]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from otelbpf import procfs
 from otelbpf.config import Sampling, Select
-from otelbpf.correlate import Exchanges
+from otelbpf.correlate import Exchanges, Losses
 from otelbpf.errors import LoadError, TargetError
 from otelbpf.identity import Processes
 from otelbpf.model import Resource, View
@@ -58,6 +58,7 @@ class Host:
         self.views: Sequence[View] = (View(),)
         self.samplers: Sequence[Sampling] = (Sampling(),)
         self.exchange: Object | None = None
+        self.losses: Losses | None = None
         self.follow_sockets = False
         self.generation = 0
         self.stopping: Callable[[], bool] = lambda: False

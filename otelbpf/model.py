@@ -10,7 +10,7 @@ identity: whoever builds them builds each distinct one once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -135,6 +135,12 @@ class SpanBatch:
 
     def __len__(self) -> int:
         return len(self.shape)
+
+    def at(self, rows: NDArray[Any]) -> SpanBatch:
+        """A copy of some *rows*, an index or a mask, of a batch without events."""
+        of_rows = ("shape", "trace_id", "span_id", "parent_id", "flags", "start_ns", "end_ns")
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return replace(self, columns=columns, **{name: getattr(self, name)[rows] for name in of_rows})
 
 
 class Temporality(IntEnum):

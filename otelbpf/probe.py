@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from numpy.typing import NDArray
 
 from otelbpf.config import Sampling
-from otelbpf.correlate import Exchanges
+from otelbpf.correlate import Exchanges, Losses
 from otelbpf.model import Points, Resource, SpanBatch, View
 from otelbpf.native.features import Feature
 from otelbpf.native.object import Object, Ring
@@ -33,6 +33,8 @@ class Context(Protocol):
     """What other probes' events belong to. Who asks sets `wanted`, and comes after `exchange` in PROBES."""
     samplers: Sequence[Sampling]
     """By number of rule; the first is for rules that have none."""
+    losses: Losses | None
+    """Set by the probe that knows."""
     follow_sockets: bool
     """A probe is enabled that asks whose a socket is (bpf/socket.bpf.h)."""
     generation: int

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from otelbpf.agent import Agent, enabled, open_output, open_probes, views
 from otelbpf.config import Config, Keep, Sampling
-from otelbpf.correlate import Exchanges
+from otelbpf.correlate import Exchanges, Losses
 from otelbpf.errors import RecordingError
 from otelbpf.model import Resource, Value
 from otelbpf.native.object import Object, RecordedRing, framed, frames
@@ -80,6 +80,7 @@ class ReplayedHost:
         self.exchanges = Exchanges()
         self.exchange: Any = None
         self.follow_sockets = False
+        self.losses: Losses | None = None
         self.kernel = self.object("process")
 
     @property

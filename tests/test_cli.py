@@ -70,7 +70,7 @@ def test_version():
 # ---- wrong usage --------------------------------------------------------------------------------
 
 WRONG = [
-    ("", "otelbpf: want a command: run, record, replay, check, explain, status, config"),
+    ("", "otelbpf: want a command: run, record, replay, check, explain, status, sock, config"),
     ("--verbos check", "otelbpf check: --verbos: unknown flag, did you mean '--verbose'?"),
     ("run --prot 80", "otelbpf run: --prot: unknown flag, did you mean '--port'?"),
     ("run --por=80", "otelbpf run: --por: unknown flag, did you mean '--port'?"),

@@ -55,6 +55,9 @@ struct bpf_program *otb_program(otb_object *obj, const char *name); /* within th
 int otb_map_batch(int fd, const void *token, void *next, void *keys, void *values, uint32_t *n);
 int otb_map_get(int fd, const void *key, void *value);
 int otb_cpus(void); /* as many values has an entry of a per-CPU map */
+/* A socket that is in the network namespace of that path. */
+int otb_socket_in(const char *netns, int family, int type, int protocol);
+
 int otb_map_set(int fd, const void *key, const void *value);
 int otb_map_delete(int fd, const void *key);
 

@@ -45,6 +45,12 @@ class Seen(NamedTuple):
     dropped: bool
     syn: bool
 
+    def brings(self, other: Seen) -> bool:
+        """Whether this one arrived, and brought the first byte of the *other*, which had not."""
+        same = (self.port, self.from_server) == (other.port, other.from_server)
+        there = (other.seq - self.seq) % 2**32 < max(self.len, 1)
+        return same and there and not self.dropped and self.time_ns > other.time_ns
+
 
 class Dropper:
     """The BPF program and its maps, through libbpf itself."""
@@ -132,23 +138,17 @@ class Link:
         assert n <= LOG, "the log was too short"
         return [Seen(*SEEN.unpack(self.dropper.get("seen_log", SEEN.size, i))) for i in range(n)]
 
+    def first_drop(self) -> Seen:
+        return next(each for each in self.seen() if each.dropped)
+
     def lost_s(self) -> float:
         """How long the receiver waited for what was dropped, by its own clock.
 
-        From the first drop of the earliest dropped byte to the arrival of that byte.
+        From the first drop of the earliest dropped byte to the arrival of that byte; 0: it did not come again, as it
+        had come before.
         """
-        seen = self.seen()
-        first = next(each for each in seen if each.dropped)
-        again = next(
-            each
-            for each in seen
-            if not each.dropped
-            and each.time_ns > first.time_ns
-            and each.from_server == first.from_server
-            and each.port == first.port
-            and (each.seq - first.seq) % 2**32 in {0, *range(2**32 - each.len + 1, 2**32)}
-        )
-        return (again.time_ns - first.time_ns) / 1e9
+        first = self.first_drop()
+        return next(((each.time_ns - first.time_ns) / 1e9 for each in self.seen() if each.brings(first)), 0.0)
 
 
 @contextmanager
