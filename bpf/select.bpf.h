@@ -100,7 +100,8 @@ __noinline int select_feed(__u32 kind, __u32 from, __u32 len)
 /* Match text[from, to) with the patterns of a kind. */
 static __always_inline void match(struct selecting *s, __u32 kind, __u32 from, __u32 to)
 {
-	struct select_table *table = bpf_map_lookup_elem(&select_tables, &kind);
+	__u32 key = kind; /* older kernels forget what is on the stack */
+	struct select_table *table = bpf_map_lookup_elem(&select_tables, &key);
 
 	if (!table)
 		return;
