@@ -104,7 +104,6 @@ def paths(spans):
     return sorted(span.attributes["url.path"] for span in spans)
 
 
-@pytest.mark.vm
 def test_a_connection_is_no_longer_looked_at_when_its_process_becomes_another_program(host, folder, python):
     with traced(host(Select(exe=(f"{folder}/selected",)))) as seen:
         server = python("selected", ANCESTOR, python.copy("other"))

@@ -47,7 +47,6 @@ def until(true):
 # ---- exec ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.vm
 def test_a_program_is_selected_before_it_runs(host, folder, program):
     kernel = host(Select(exe=(f"{folder}/*",), rules=(Rule(exe=(f"{folder}/shop-?",)),)))
     assert rule_of(kernel, program("shop-1")) == 1
@@ -95,7 +94,6 @@ def test_what_may_be_excluded_is_not_selected_until_that_is_known(host, folder, 
     assert (rule_of(kernel, good), rule_of(kernel, bad)) == (1, None)
 
 
-@pytest.mark.vm
 def test_deep_and_odd_paths(host, folder, program):
     kernel = host(Select(exe=(f"{folder}/*",)))
     deep = "/".join(["d" * 200] * 8 + ["e"] * 20 + ["server"])
@@ -133,7 +131,6 @@ def test_in_a_pid_namespace_of_its_own(host, folder, program):
     assert kernel.resource(child, 0).attributes["process.pid"] == child
 
 
-@pytest.mark.vm
 def test_who_becomes_another_program_is_selected_or_no_longer(host, folder, program):
     kernel = host(Select(exe=(f"{folder}/server",)))
     one = program("server", script=f"read x; exec {folder}/other -c 'echo in; read x; exec {folder}/server'")
@@ -180,7 +177,6 @@ def test_who_renames_itself_stays_what_it_was(host, folder, program):
 # ---- families and excludes ----------------------------------------------------------------------
 
 
-@pytest.mark.vm
 def test_a_family_stays_selected_whatever_it_becomes_but_for_what_is_excluded(host, folder, program):
     kernel = host(Select(exclude=Exclude(exe=(f"{folder}/excluded",))))
     for name in ("excluded", "other"):
@@ -291,7 +287,6 @@ def test_containers_by_their_id(host, folder, program, cgroup, layout, root):
     assert (rule_of(kernel, inside), rule_of(kernel, outside)) == (1, None)
 
 
-@pytest.mark.vm
 @hierarchies
 def test_a_cgroup_with_those_below_it(host, folder, program, cgroup, root):
     top = f"/otelbpf-{folder.name}.slice"
