@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from otelbpf.kernel import Host
-from otelbpf.native.object import Object, Ring, framed, frames
+from otelbpf.native.object import Object, Ring, Uprobes, framed, frames
 from otelbpf.probe import Probe, Tally
 from otelbpf.tape import Redact, Tape, question
 
@@ -42,6 +42,11 @@ class RecordedObject(_Watched):
         ring.tap = partial(self._tape.drain, name)
         self.layout(event)
         return ring
+
+    def attach_uprobes(self, *args: Any, **kwargs: Any) -> Uprobes:
+        """Not recorded: a replay attaches nothing."""
+        attached: Uprobes = self._what.attach_uprobes(*args, **kwargs)
+        return attached
 
 
 class RecordedHost(_Watched):

@@ -8,6 +8,7 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -242,7 +243,17 @@ class Libraries:
 
 def link(pid: int, mapping: FileMapping) -> str:
     """The very file that is mapped: in whatever namespace it has its name, and when it has none any more."""
-    return f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+    exact = f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+    try:
+        Path(exact).stat()
+    except PermissionError:  # it takes CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE
+        named = Path(f"/proc/{pid}/root{mapping.path}")
+        with suppress(OSError):
+            if named.stat().st_ino == mapping.file.inode:
+                return str(named)
+    except OSError:
+        pass  # gone, as who opens it will say
+    return exact
 
 
 def _read_handles(pid: int, places: Mapping[int, int]) -> dict[int, int]:
