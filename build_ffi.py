@@ -12,7 +12,7 @@ NATIVE = ROOT / "otelbpf" / "native"
 # The events' own headers come first: Python, the shim and the BPF programs read the same files.
 HEADERS = (
     *(ROOT / "bpf" / name for name in ("cuda.h", "exchange.h", "process.h", "select.h", "tcp.h")),
-    *(NATIVE / name for name in ("shim.h", "http1.h", "intern.h", "assemble.h", "caps.h")),
+    *(NATIVE / name for name in ("shim.h", "http1.h", "intern.h", "assemble.h", "caps.h", "histogram.h")),
 )
 KERNEL_TYPES = "".join(f"typedef uint{n}_t __u{n};\n" for n in (8, 16, 32, 64))
 

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from otelbpf.model import EXEMPLAR, ExponentialPoints, HistogramPoints, Temporality, View
+from otelbpf.native.histogram import count
 
 MAX_BUCKETS, MAX_SCALE = 160, 20
 """Of an exponential histogram: what the SDK specification has as default."""
+NO_BOUNDS = np.empty(0)
 OCTAVES = 16
 """Exemplars of an exponential histogram: one for all values between two powers of two, modulo this."""
 
@@ -55,13 +57,10 @@ class Buckets:
         elif self.slots and not self.view.keeps_exemplars:
             self.rows["exemplars"] = np.zeros(1, EXEMPLAR)
 
-    def add_totals(self, series: NDArray[Any], values: NDArray[Any]) -> None:
+    def add_totals(self, sums: NDArray[Any], least: NDArray[Any], most: NDArray[Any]) -> None:
+        """Add what each series got."""
         rows = self.rows
-        rows["sum"] += np.bincount(series, values, minlength=len(rows))
-        # `at` is ten times as fast on arrays without gaps.
-        least, most = np.full(len(rows), np.inf), np.full(len(rows), -np.inf)
-        np.minimum.at(least, series, values)
-        np.maximum.at(most, series, values)
+        rows["sum"] += sums
         rows["min"], rows["max"] = np.minimum(rows["min"], least), np.maximum(rows["max"], most)
 
     def exemplify(self, slots: NDArray[Any], values: NDArray[Any], spans: Spans | None) -> None:
@@ -104,11 +103,11 @@ class Explicit(Buckets):
         super().__init__(view, self.n, [("counts", np.uint64, (self.n,))])
 
     def record(self, series: NDArray[Any], values: NDArray[Any], spans: Spans | None) -> None:
-        flat = series * self.n + np.searchsorted(self.bounds, values, side="left")
-        counts = self.rows["counts"]
-        counts += np.bincount(flat, minlength=counts.size).astype(np.uint64).reshape(counts.shape)
-        self.add_totals(series, values)
-        self.exemplify(flat, values, spans)
+        counts, totals = count(self.bounds, series, values, len(self.rows))
+        self.rows["counts"] += counts
+        self.add_totals(totals["sum"], totals["min"], totals["max"])
+        if spans is not None and self.slots:
+            self.exemplify(series * self.n + np.searchsorted(self.bounds, values, side="left"), values, spans)
 
     def seen(self) -> NDArray[np.intp]:
         return np.flatnonzero(self.rows["counts"].any(axis=1))
@@ -146,7 +145,8 @@ class Exponential(Buckets):
         self.empty["hi"], self.empty["scale"] = -1, MAX_SCALE  # hi < lo: none yet
 
     def record(self, series: NDArray[Any], values: NDArray[Any], spans: Spans | None) -> None:
-        self.add_totals(series, values)
+        _, totals = count(NO_BOUNDS, series, values, len(self.rows))
+        self.add_totals(totals["sum"], totals["min"], totals["max"])
         positive = values >= np.finfo(np.float64).tiny
         zeros = np.bincount(series[~positive], minlength=len(self.rows))
         self.rows["zeros"] += zeros.astype(np.uint64)

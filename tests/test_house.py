@@ -30,8 +30,9 @@ FLOORS = (
     {"http", "tcp", "cuda"},
     {"delayed"},
     {"capture", "probe", "selection"},
-    {"aggregate", "classes", "command", "correlate", "identity", "native", "otlp", "protocols", "tape"},
+    {"aggregate", "classes", "command", "correlate", "identity", "otlp", "protocols", "tape"},
     {"buckets"},
+    {"native"},
     {"config", "model", "procfs"},
     {"errors"},
 )

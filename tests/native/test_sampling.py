@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from otelbpf.config import Keep, Sampling
-from otelbpf.native._shim import lib
+from otelbpf.native._shim import ffi, lib
 from otelbpf.native.assembler import sampler
-from tests.native.test_assemble import CLIENT, CLOSED, OPEN, TRACE, Assembler, answer, record, with_context
+from otelbpf.native.layout import dtype
+from tests.native.test_assemble import CLIENT, CLOSED, OPEN, SERVER, TRACE, Assembler, answer, record, with_context
 
 SAMPLED = 1
 RV = int.from_bytes(TRACE[9:])
@@ -175,3 +177,63 @@ def test_any_tracestate(state):
     sampled, after = Sampled(sampling("traceidratio", 0.5)).one(head)
     if sampled:
         assert after.startswith("ot=th:8")
+
+
+# ---- counts -------------------------------------------------------------------------------------
+
+COUNT, LINE = dtype("exchange_count"), dtype("exchange_line")
+
+
+def counts(*items):
+    """A record of them: a number, or a line's (key, text, host)."""
+    body = bytes(8)
+    for item in items:
+        count, line = np.zeros((), COUNT), np.zeros((), LINE)
+        count["duration_ns"], count["request_body"], count["response_body"] = 5000, 1, 2
+        if isinstance(item, int):
+            count["class"] = item
+            body += count.tobytes()
+            continue
+        key, text, host = item
+        line["key"], line["pid"], line["process_start_ns"], line["status"] = key, 7, 9, 200
+        line["role"], line["version"] = (CLIENT if host else SERVER), 11
+        line["line_len"], line["host_len"] = len(text), len(host)
+        body += count.tobytes() + line.tobytes() + text + host + bytes(-(len(text) + len(host)) % 8)
+    return len(body).to_bytes(8, "little") + body
+
+
+class Counting(Assembler):
+    def count(self, *records):
+        assert self.feed(*records) == []
+        start = lib.otb_http_counted(self._h, self._n)
+        found = np.frombuffer(ffi.buffer(start, self._n[0] * COUNT.itemsize), COUNT)
+        lessons = lib.otb_http_lessons(self._h, self._n)
+        return found["class"].tolist(), [lessons[i].key for i in range(self._n[0])]
+
+
+def test_numbers_and_lines_are_counted_and_what_comes_again_is_a_lesson():
+    http = Counting()
+    by_shape = lib.HTTP_BY_SHAPE
+    assert http.count(counts(3, (11, b"GET /a", b""), 4, (12, b"GET /b", b"h:80"))) == (
+        [3, by_shape, 4, by_shape + 1],
+        [],
+    )
+    assert http.count(counts((12, b"GET /b", b"h:80"), (13, b"GET /c", b""))) == ([by_shape + 1, by_shape + 2], [12])
+    assert http.counts == {"records": 0, "counted": 6}
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"GET", b"GET a", b"GET /a b", b"GET /a\0b", b"GET /a\r\n\r\nGET /b", b"PRI *", b"\x16\x03\x01 /"]
+)
+def test_a_line_that_is_no_request_is_told(text):
+    http = Counting()
+    assert http.count(counts((1, text, b""), 9))[0] == [9]
+    assert http.counts == {"records": 0, "counted": 1, "uncounted": 1}
+
+
+@given(st.binary(max_size=200))
+def test_any_record_of_counts(junk):
+    http = Counting()
+    body = bytes(8) + junk
+    http.count(len(body).to_bytes(8, "little") + body + bytes(-len(body) % 8))
+    assert http.counts["records"] == 0
