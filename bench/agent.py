@@ -61,7 +61,7 @@ def busy(server: Nginx, to: Receiver, seconds: int, connections: int) -> Busy:
     before = server.requests()
     with agent(to, "--port", str(server.port)) as running:
         cpu_s = running.cpu_s()
-        done = wrk(server.port, seconds, connections, DELAY_MS)
+        done = wrk(server.port, seconds, connections, delay_ms=DELAY_MS)
         time.sleep(QUIET_S)
         cpu_s = running.cpu_s() - cpu_s
         memory = running.memory_mb()

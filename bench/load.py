@@ -124,6 +124,7 @@ pid {folder}/nginx.pid;
 error_log stderr crit;
 events {{ worker_connections 1024; }}
 http {{
+    types {{ text/html html; }}
     access_log off;
     keepalive_requests 1000000000;
     client_body_temp_path {folder}/body;
@@ -142,9 +143,17 @@ http {{
 
 BARE = 'location / { return 200 "hello\\n"; }'
 """The least that nginx can do for a request: what tracing adds weighs most."""
-PAGE = "sendfile on; tcp_nopush on; root {folder}; access_log {folder}/access.log combined;"
-"""A file from disk and a line in the log, as Debian's nginx does out of the box."""
-PAGE_BYTES = 612  # of nginx's own welcome page
+PAGE = "sendfile on; tcp_nopush on; gzip on; root {folder}; access_log {folder}/access.log combined;"
+"""A file from disk and a line in the log, as Debian's nginx does out of the box; compressed for who accepts it."""
+PAGE_BYTES = 612
+TEXT = """<!DOCTYPE html>
+<html><head><title>A small page</title><style>body { width: 35em; margin: 0 auto; font-family: sans-serif; }</style>
+</head><body><h1>A small page</h1>
+<p>It stands for what servers serve most: some text, some markup, not much of either. The size is that of the page
+that a web server shows when nobody has changed it; the words are others, and say as little.</p>
+<p>It is read from a file, compressed when the browser says that it can take that, and noted in the log.</p>
+<p><em>Nothing here is worth a second look.</em></p></body></html>
+"""
 
 
 @dataclass
@@ -168,7 +177,7 @@ def nginx(work: str) -> Iterator[Nginx]:
         port, status = free_port(), free_port()
         config = Path(folder, "nginx.conf")
         Path(folder).chmod(0o755)  # its worker runs as nobody, or as whoever it is configured for
-        Path(folder, "index.html").write_bytes(b"x" * (PAGE_BYTES - 1) + b"\n")
+        Path(folder, "index.html").write_bytes(TEXT.encode().ljust(PAGE_BYTES)[:PAGE_BYTES])
         work = work.replace("{folder}", folder)
         config.write_text(NGINX.format(folder=folder, port=port, status=status, work=work))
         with started(["nginx", "-c", str(config)], APP) as process:
@@ -196,25 +205,42 @@ class Load:
 
 
 @contextmanager
-def loading(port: int, seconds: int, connections: int, delay_ms: int = 0) -> Iterator[subprocess.Popen[str]]:
+def loading(
+    port: int,
+    seconds: int,
+    connections: int,
+    headers: Sequence[str] = (),
+    cpus: Sequence[int] = REST,
+    *,
+    delay_ms: int = 0,
+) -> Iterator[subprocess.Popen[str]]:
     """Ask for / on *connections*, one after the other on each, with a pause of *delay_ms* before each request."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", f"http://127.0.0.1:{port}/"]
+    said = [f"-H{each}" for each in headers]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", *said, f"http://127.0.0.1:{port}/"]
     with tempfile.NamedTemporaryFile("w", suffix=".lua", prefix="otelbpf-bench-") as script:
         if delay_ms:
             script.write(f"function delay() return {delay_ms} end\n")
             script.flush()
             command.append(f"--script={script.name}")
-        with started(command, REST, stdout=subprocess.PIPE) as process:
+        with started(command, cpus, stdout=subprocess.PIPE) as process:
             yield process
 
 
-def wrk(port: int, seconds: int, connections: int, delay_ms: int = 0) -> Load:
+def wrk(
+    port: int,
+    seconds: int,
+    connections: int,
+    headers: Sequence[str] = (),
+    cpus: Sequence[int] = REST,
+    *,
+    delay_ms: int = 0,
+) -> Load:
     """`loading`, to its end.
 
     Raises:
         BenchError: wrk failed, or had errors.
     """
-    with loading(port, seconds, connections, delay_ms) as process:
+    with loading(port, seconds, connections, headers, cpus, delay_ms=delay_ms) as process:
         said = process.communicate()[0]
     found = re.search(r"(\d+) requests in ([\d.]+)(s|m),", said)
     if not found or "errors" in said:

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
 from bench.load import (
     APP,
     BARE,
+    CPUS,
     PAGE,
-    PLACEMENT,
     REST,
     Agent,
+    Load,
     Nginx,
     Receiver,
     agent,
@@ -30,9 +30,6 @@ from bench.load import (
 from bench.receiver import Summary
 from bench.report import Budget, Row, Table, spread, spreads
 
-CONNECTIONS = 8
-DISTURBED = 5.0
-"""Percent of nginx's CPU that others may have; with more, no budget is said to be met, or not."""
 QUIET_S = 0.4
 """After the load: the agent has sent what it saw."""
 BPF_STATS_RUN_TIME = 0
@@ -51,8 +48,8 @@ class Leg:
     """nginx's, per request."""
     app_busy: float
     """Percent of the time that nginx ran."""
-    app_others: float
-    """Percent of the time that something else ran on nginx's CPU: what disturbs the measurement."""
+    app_idle: float
+    """Percent of the time that nginx's CPU was idle."""
     rest_busy: float
     """Percent of the time that the other CPUs were not idle."""
     agent_cpu_ms: float = 0.0
@@ -63,30 +60,69 @@ class Leg:
     received: Summary | None = None
 
 
-WORK = {
-    "`return 200`": BARE,
-    "a page of 612 bytes and an access log": PAGE,
-}
+BROWSER = (
+    "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+    "Accept-Language: en-US,en;q=0.5",
+    "Accept-Encoding: gzip, deflate",
+    "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+)
+"""What Firefox sends. Debian's nginx then compresses pages of text/html."""
 
 
-def alone(server: Nginx, _to: Receiver, seconds: int) -> Leg:
-    return leg(server, seconds)
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What nginx does for a request, and where the load runs."""
+
+    what: str
+    work: str
+    headers: Sequence[str] = ()
+    together: bool = False
+    """wrk runs on nginx's CPU, so that the other is the agent's."""
+    connections: int = 64
+
+    @property
+    def title(self) -> str:
+        return f"{self.what}; wrk on {'the same CPU' if self.together else 'another CPU'}"
+
+    @property
+    def placement(self) -> str:
+        load, rest = (APP, REST) if self.together else (REST, REST)
+        where = f"nginx on CPU {APP[0]}, wrk on CPU {load[0]}, agent and receiver on CPU {rest[0]}"
+        return where if len(CPUS) > 1 else "everything on one CPU"
+
+    def load(self, server: Nginx, seconds: int) -> Load:
+        return wrk(server.port, seconds, self.connections, self.headers, APP if self.together else REST)
 
 
-def beside(server: Nginx, to: Receiver, seconds: int) -> Leg:
+SETTINGS = [
+    Setting(what, work, headers, together=together)
+    for together in (True, False)
+    for what, work, headers in (
+        ("`return 200`", BARE, ()),
+        ("a page of 612 bytes and an access log", PAGE, ()),
+        ("the same for a browser, so compressed", PAGE, BROWSER),
+    )
+]
+
+
+def alone(setting: Setting, server: Nginx, _to: Receiver, seconds: int) -> Leg:
+    return leg(setting, server, seconds)
+
+
+def beside(setting: Setting, server: Nginx, to: Receiver, seconds: int) -> Leg:
     """The agent is attached, and something else is selected."""
     with agent(to, "--pid", str(to.process.pid)) as running:
-        done = leg(server, seconds)
+        done = leg(setting, server, seconds)
         running.stop()
     to.take()
     return done
 
 
-def traced(server: Nginx, to: Receiver, seconds: int) -> Leg:
+def traced(setting: Setting, server: Nginx, to: Receiver, seconds: int) -> Leg:
     before = server.requests()
     with agent(to, "--pid", str(server.pid)) as running:
         cpu_s = running.cpu_s()
-        done = leg(server, seconds)
+        done = leg(setting, server, seconds)
         time.sleep(QUIET_S)
         cpu_s = running.cpu_s() - cpu_s
         peak_mb = running.memory_mb()["VmHWM"]
@@ -101,16 +137,16 @@ def traced(server: Nginx, to: Receiver, seconds: int) -> Leg:
     )
 
 
-FORMS: Mapping[str, Callable[[Nginx, Receiver, int], Leg]] = {
+FORMS: Mapping[str, Callable[[Setting, Nginx, Receiver, int], Leg]] = {
     "no agent": alone,
     "agent, other process selected": beside,
     "traced": traced,
 }
 
 
-def leg(server: Nginx, seconds: int) -> Leg:
+def leg(setting: Setting, server: Nginx, seconds: int) -> Leg:
     wall_s, nginx_s, app_idle_s, rest_idle_s = time.monotonic(), run_time_s(server.pid), idle_s(APP), idle_s(REST)
-    done = wrk(server.port, seconds, CONNECTIONS)
+    done = setting.load(server, seconds)
     wall_s = time.monotonic() - wall_s
     nginx_s = run_time_s(server.pid) - nginx_s
     app_idle_s, rest_idle_s = idle_s(APP) - app_idle_s, idle_s(REST) - rest_idle_s
@@ -119,60 +155,63 @@ def leg(server: Nginx, seconds: int) -> Leg:
         rate=done.rate,
         cpu_us=nginx_s / done.requests * 1e6,
         app_busy=100 * nginx_s / wall_s,
-        app_others=max(0.0, 100 * (1 - (app_idle_s + nginx_s) / wall_s)),
+        app_idle=100 * app_idle_s / wall_s,
         rest_busy=100 * (1 - rest_idle_s / wall_s / len(REST)),
     )
 
 
 def run(*, quick: bool) -> Iterator[Table]:
-    rounds, seconds = (2, 1) if quick else (5, 4)
-    for what, work in WORK.items():
+    rounds, seconds = (2, 1) if quick else (5, 3)
+    summary: list[Row] = []
+    for setting in SETTINGS:
         legs: dict[str, list[Leg]] = {form: [] for form in FORMS}
-        with nginx(work) as server, receiver() as to:
-            wrk(server.port, 1, CONNECTIONS)
+        with nginx(setting.work) as server, receiver() as to:
+            setting.load(server, 1)
             for i in range(rounds):
                 # Each form is first, second and third in turn: a drift of the machine is in all of them.
                 order = [*FORMS][i % 3 :] + [*FORMS][: i % 3]
                 for form in order:
-                    legs[form].append(FORMS[form](server, to, seconds))
-            bpf = bpf_time(server, to, 1 if quick else 2)
-        yield forms(what, legs, seconds)
-        yield costs(what, legs, bpf)
-        yield accounts(what, legs["traced"])
-
-
-def forms(what: str, legs: Mapping[str, Sequence[Leg]], seconds: int) -> Table:
-    header = (
-        "",
-        "requests/s",
-        "nginx's CPU per request, µs",
-        "nginx ran, %",
-        "others on its CPU, %",
-        "other CPUs busy, %",
+                    legs[form].append(FORMS[form](setting, server, to, seconds))
+            bpf = bpf_time(setting, server, to, 1 if quick else 2)
+        summary.append(Row(setting.title, "", ratios(legs), Budget(">=", 0.97) if setting.together else None))
+        yield forms(setting, legs, seconds)
+        yield costs(setting, legs, bpf)
+        yield accounts(setting.title, legs["traced"])
+    how = (
+        "The ratios of throughput from the tables above, side by side. With wrk on nginx's CPU, that CPU is busy all"
+        " the time, the agent has another, and the ratio says what tracing takes from application and load"
+        " together. With wrk on the agent's CPU it also says what agent and receiver take from wrk, and what it"
+        " costs to wake wrk across CPUs (docs/decisions/0009): there it has no budget."
     )
-    fields = ("rate", "cpu_us", "app_busy", "app_others", "rest_busy")
+    yield spreads("nginx saturated by wrk: throughput, traced / no agent", how, summary)
+
+
+def ratios(legs: Mapping[str, Sequence[Leg]]) -> list[float]:
+    return [a.rate / b.rate for a, b in zip(legs["traced"], legs["no agent"], strict=True)]
+
+
+def forms(setting: Setting, legs: Mapping[str, Sequence[Leg]], seconds: int) -> Table:
+    header = ("", "requests/s", "nginx's CPU per request, µs", "nginx ran, %", "nginx's CPU idle, %", "others busy, %")
+    fields = ("rate", "cpu_us", "app_busy", "app_idle", "rest_busy")
     cells = [[form, *(spread([getattr(one, each) for one in many]) for each in fields)] for form, many in legs.items()]
     how = (
-        f"One nginx worker, {what}, keep-alive; wrk with one thread and {CONNECTIONS} connections."
+        f"One nginx worker, {setting.what}, keep-alive; wrk with one thread and {setting.connections} connections."
         f" {len(legs['traced'])} rounds, in each {seconds} s of every form in turn; median (minimum to maximum)."
-        f" Placement: {PLACEMENT}. Where others had more than {DISTURBED:.0f} % of nginx's CPU,"
-        " nginx's budgets are not judged."
+        f" Placement: {setting.placement}."
     )
-    return Table(f"nginx ({what}), driven by wrk", how, header, cells)
+    return Table(f"nginx ({setting.title})", how, header, cells)
 
 
-def costs(what: str, legs: Mapping[str, Sequence[Leg]], bpf: Sequence[Row]) -> Table:
+def costs(setting: Setting, legs: Mapping[str, Sequence[Leg]], bpf: Sequence[Row]) -> Table:
     none, other, selected = legs.values()
-    disturbed = median(each.app_others for many in legs.values() for each in many) > DISTURBED
-    ratio, cost = (None, None) if disturbed else (Budget(">=", 0.97), Budget("<=", 1))
+    ratio, cost = (Budget(">=", 0.97), Budget("<=", 1)) if setting.together else (None, None)
     rows = [
         Row("throughput, other selected / no agent", "", [a.rate / b.rate for a, b in zip(other, none, strict=True)]),
-        Row("throughput, traced / no agent", "", [a.rate / b.rate for a, b in zip(selected, none, strict=True)], ratio),
+        Row("throughput, traced / no agent", "", ratios(legs), ratio),
         Row(
             "requests per CPU second of nginx, traced / no agent",
             "",
             [b.cpu_us / a.cpu_us for a, b in zip(selected, none, strict=True)],
-            ratio,
         ),
         Row(
             "added to nginx's CPU per traced request",
@@ -184,14 +223,8 @@ def costs(what: str, legs: Mapping[str, Sequence[Leg]], bpf: Sequence[Row]) -> T
         Row("agent's CPU per 1,000 requests", "ms", [each.agent_cpu_ms for each in selected], Budget("<=", 5)),
         Row("agent's peak memory", "MB", [each.agent_peak_mb for each in selected]),
     ]
-    how = (
-        "From the same runs; ratios and differences are taken within a round. While the other CPUs are busy all the"
-        " time and nginx is not, wrk is the bottleneck, and the throughput ratio shows how much of its CPU agent and"
-        " receiver take; what tracing leaves of a saturated worker is the ratio of requests per CPU second."
-        " While neither is busy all the time, they wait for each other: then each response wakes wrk on the other"
-        " CPU, which in a virtual machine costs nginx microseconds, and what is added is mostly that."
-    )
-    return spreads(f"What tracing costs nginx ({what})", how, rows)
+    how = "From the same runs; ratios and differences are taken within a round."
+    return spreads(f"What tracing costs nginx ({setting.title})", how, rows)
 
 
 def accounts(what: str, legs: Sequence[Leg]) -> Table:
@@ -224,14 +257,14 @@ def accounts(what: str, legs: Sequence[Leg]) -> Table:
     return Table(f"Where every request went ({what})", how, header, cells)
 
 
-def bpf_time(server: Nginx, to: Receiver, seconds: int) -> list[Row]:
+def bpf_time(setting: Setting, server: Nginx, to: Receiver, seconds: int) -> list[Row]:
     """What the kernel says of the BPF programs, in a run of its own: its statistics cost something, too."""
     with agent(to, "--pid", str(server.pid)) as running:
         descriptor = ctypes.CDLL("libbpf.so.1").bpf_enable_stats(BPF_STATS_RUN_TIME)  # until it is closed
         if descriptor < 0:
             return []
         try:
-            done = wrk(server.port, seconds, CONNECTIONS)
+            done = setting.load(server, seconds)
             runs, run_ns = programs(running)
         finally:
             os.close(descriptor)
