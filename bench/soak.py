@@ -87,7 +87,7 @@ def soak(server: Nginx, to: Receiver, rate: int, minutes: float) -> Soaked:
     with agent(to, "--pid", str(server.pid)) as running:
         cpu_s, began_s = running.cpu_s(), time.monotonic()
         samples, spans, late_s = [], 0, 0.0
-        with loading(server.port, int(seconds) + 60, rate // (1000 // DELAY_MS), DELAY_MS) as load:
+        with loading(server.port, int(seconds) + 60, rate // (1000 // DELAY_MS), delay_ms=DELAY_MS) as load:
             while (now_s := time.monotonic() - began_s) < seconds:
                 time.sleep(max(1.0, seconds / SAMPLES))
                 if load.poll() is not None:

@@ -39,7 +39,9 @@ def ask(listener):
 def started(command, listener):
     """With the listener as descriptor 3, and nothing else."""
     return subprocess.Popen(
-        ["sh", "-c", f'exec "$@" 3<&{listener.fileno()}', "sh", *command], pass_fds=[listener.fileno()]
+        command,
+        pass_fds=[3],
+        preexec_fn=lambda: os.dup2(listener.fileno(), 3),  # noqa: PLW1509 - this test has one thread
     )
 
 

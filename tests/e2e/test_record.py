@@ -19,7 +19,7 @@ from tests.e2e.test_http import CLIENTS, load
 
 pytestmark = pytest.mark.kernel
 
-OWN = "process."  # the agent's own memory and time: of whoever replays
+OWN = ("process.", "otelbpf.bpf.map.")  # the agent's own memory and time, and the kernel's for it: of whoever replays
 UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--")
 
 
