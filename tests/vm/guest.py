@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -149,12 +150,12 @@ def in_objects(lib):
 
 def held(pid):
     """Not what the agent says, but the programs and links behind its descriptors: (name, value) of each line."""
-    return [
-        tuple(line.split(":\t"))
-        for each in Path(f"/proc/{pid}/fdinfo").iterdir()
-        for line in each.read_text().splitlines()
-        if line.startswith(("prog_type:", "attach_type:", "recursion_misses:"))
-    ]
+    lines = []
+    for each in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            lines += each.read_text().splitlines()
+    wanted = ("prog_type:", "attach_type:", "recursion_misses:")
+    return [tuple(line.split(":\t")) for line in lines if line.startswith(wanted)]
 
 
 def rung_in_use(pid):
