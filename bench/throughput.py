@@ -96,11 +96,11 @@ class Setting:
 
 SETTINGS = [
     Setting(what, work, headers, together=together)
-    for together in (True, False)
-    for what, work, headers in (
-        ("`return 200`", BARE, ()),
-        ("a page of 612 bytes and an access log", PAGE, ()),
-        ("the same for a browser, so compressed", PAGE, BROWSER),
+    for what, work, headers, together in (
+        ("`return 200`", BARE, (), True),
+        ("a page of 612 bytes and an access log", PAGE, (), True),
+        ("the same for a browser, so compressed", PAGE, BROWSER, True),
+        ("`return 200`", BARE, (), False),
     )
 ]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -59,7 +60,8 @@ def tried(kernel, golden):
             before = {name: each[kernel.name] for name, each in golden.items() if kernel.name in each}
             row.complaints += changes(row.programs, before)
         row.complaints += [complaint for run in found["runs"] if (complaint := failure(run))]
-        row.complaints += [f"--all: {complaint}" for complaint in [failure(found["all"])] if complaint]
+        if (complaint := failure(found["all"])) and not accounted(found["all"]):
+            row.complaints.append(f"--all: {complaint}")
         row.tests = found["tests"]
         row.complaints += refusals(row.tests)
     row.seconds = time.monotonic() - start_s
@@ -89,6 +91,13 @@ def failure(run):
         missed = f", {run['missed']} calls of our programs skipped by the kernel" if run["missed"] else ""
         return f"{run['rung']}: {run['server']} server and {run['client']} client spans of {REQUESTS}{missed}; {last}"
     return ""
+
+
+def accounted(run):
+    """Whether the agent says what became of the spans that are missing; with --all it sees the whole guest."""
+    missing = 2 * REQUESTS - run["server"] - run["client"]
+    said = sum(map(int, re.findall(r"(\d+) (?:lost|spans dropped)", run["said"])))
+    return not run["exit"] and run["in_use"] == run["rung"] and 0 <= missing <= said
 
 
 def refusals(tests):
