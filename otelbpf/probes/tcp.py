@@ -68,6 +68,8 @@ class TcpConfig:
     """Tell network.peer.address on them, too: many series."""
     root_spans: bool = False
     """Loss that is no known request's becomes a span of a trace of its own; else it is in the metrics only."""
+    spurious_spans: bool = False
+    """What was sent again although it had arrived becomes a span, too: it delayed nothing, and is in the metrics."""
     max_episodes: int = 16384
     """Loss episodes followed at a time; retransmissions in more are counted as lost."""
 
@@ -89,7 +91,7 @@ class Tcp:
     def __init__(self, config: TcpConfig, context: Context) -> None:
         self.context = context
         self.meters = TcpMeters(context, peers=config.metrics_peer) if config.metrics else None
-        self.mapping = TcpMapping(context, self.meters, roots=config.root_spans)
+        self.mapping = TcpMapping(context, self.meters, roots=config.root_spans, needless=config.spurious_spans)
         self.hooks = available(context.tracepoint_params)
         missing = {hook.tracepoint for hook in HOOKS if hook.lost == NEEDED} - {hook.tracepoint for hook in self.hooks}
         if missing:

@@ -27,7 +27,7 @@ MAX_RECENT, RECENT_NS = 2048, 5_000_000_000
 MAX_SHAPES = 4096
 """Addresses make shapes many; they are made anew beyond this."""
 CLIENT, SERVER, LOCAL_DROP, EARLY = 1, 2, 4, 8
-OMITTED = ("unowned", "unsampled")
+OMITTED = ("spurious", "unowned", "unsampled")
 CONNECTED, CLOSED = 2, 3
 AT_ONCE_NS = 20_000_000
 """Between a handshake and the request that it was made for."""
@@ -99,10 +99,12 @@ class TcpMapping:
 
     Args:
         roots: Tell episodes without an exchange as spans of a trace of their own.
+        needless: Tell spurious ones, which delayed nothing.
         meters: None: no metrics.
     """
 
-    def __init__(self, context: Context, meters: TcpMeters | None, *, roots: bool) -> None:
+    def __init__(self, context: Context, meters: TcpMeters | None, *, roots: bool, needless: bool) -> None:
+        self.needless = needless
         self.context, self.roots, self.meters, self.seed = context, roots, meters, context.random()
         self.early = np.zeros(0, EPISODE)
         """Over, but the peer may still say that it was for nothing: told again then."""
@@ -182,6 +184,10 @@ class TcpMapping:
         self.omitted["unowned"] += int(np.count_nonzero(~owned))
         self.omitted["unsampled"] += int(np.count_nonzero(owned & ~sampled))
         wanted = sampled & (owned | self.roots)
+        if not self.needless:
+            vain = spurious(rows) & wanted
+            self.omitted["spurious"] += int(np.count_nonzero(vain))
+            wanted &= ~vain
         if self.meters:
             spans = Spans(trace_id, span_id, self.context.unix_ns(rows["end_ns"]), wanted)
             self.meters.episodes(rows, _types(rows), TYPES, time_lost(rows) * 1e-9, spans)
