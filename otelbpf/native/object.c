@@ -204,6 +204,23 @@ int otb_map_fd(otb_object *obj, const char *map)
 	return bpf_object__find_map_fd_by_name(obj->bpf, map);
 }
 
+int otb_misses(otb_object *obj, uint64_t *value)
+{
+	struct bpf_program *program;
+
+	*value = 0;
+	bpf_object__for_each_program(program, obj->bpf)
+	{
+		struct bpf_prog_info info = {};
+		uint32_t size = sizeof(info);
+		int fd = bpf_program__fd(program);
+
+		if (fd >= 0 && !bpf_obj_get_info_by_fd(fd, &info, &size))
+			*value += info.recursion_misses;
+	}
+	return 0;
+}
+
 int otb_global(otb_object *obj, const char *name, uint64_t *value)
 {
 	uint32_t offset, size, zero = 0;

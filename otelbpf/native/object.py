@@ -22,6 +22,7 @@ OBJECTS = Path(__file__).parents[1] / "_bpf"
 """Built by ./dev build, shipped in the wheel."""
 FRAME = 8  # bytes in front of each drained record, see shim.h
 DRAIN_BYTES = 2 << 20
+MISSES = "recursion_misses"
 
 lib.otb_init()
 _loaded: WeakSet[Object] = WeakSet()
@@ -138,8 +139,11 @@ class Object:
         map_delete(self.map_fd(map_name), key)
 
     def counter(self, name: str) -> int:
-        """Read a ``__u64`` of the object's .bss."""
+        """Read a ``__u64`` of the object's .bss; or MISSES, runs of its programs that the kernel left out."""
         value = ffi.new("uint64_t *")
+        if name == MISSES:
+            self._done(lib.otb_misses(self._ptr, value), "asking for missed runs")
+            return int(value[0])
         self._done(lib.otb_global(self._ptr, name.encode(), value), f"reading {name}")
         return int(value[0])
 

