@@ -209,8 +209,7 @@ int otb_misses(otb_object *obj, uint64_t *value)
 	struct bpf_program *program;
 
 	*value = 0;
-	bpf_object__for_each_program(program, obj->bpf)
-	{
+	bpf_object__for_each_program(program, obj->bpf) {
 		struct bpf_prog_info info = {};
 		uint32_t size = sizeof(info);
 		int fd = bpf_program__fd(program);
