@@ -84,7 +84,7 @@ def ask(port: int, n: int, tick=lambda: None) -> float:
     start_s, ticks_s = time.monotonic(), 0.0
     with socket.create_connection(("127.0.0.1", port), timeout=60) as c:
         for i in range(1, n + 1):
-            c.sendall(f"GET /work/{i} HTTP/1.1\r\nHost: gpu\r\n\r\n".encode())
+            c.sendall(f"GET /task/{i} HTTP/1.1\r\nHost: gpu\r\n\r\n".encode())
             answer = c.recv(4096)
             if not answer.startswith(b"HTTP/1.1 200"):
                 raise RuntimeError(f"request {i}: answered {answer[:80]!r}")

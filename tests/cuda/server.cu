@@ -2,7 +2,7 @@
 /*
  * An HTTP server that computes: one thread for each connection, and for each
  * request two copies, seven launches of three kernels, and a synchronisation.
- * Prints its port. The request's path says how large the first grid is: /work/17.
+ * Prints its port. The request's path says how large the first grid is: /task/17.
  */
 #include <arpa/inet.h>
 #include <cstdio>
@@ -66,7 +66,7 @@ static void serve(int c)
 
 	while ((n = recv(c, head, sizeof(head) - 1, 0)) > 0) {
 		head[n] = 0;
-		const char *path = strstr(head, "/work/");
+		const char *path = strstr(head, "/task/");
 
 		if (path)
 			compute(strtoul(path + 6, NULL, 10));

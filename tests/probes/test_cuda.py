@@ -103,10 +103,10 @@ def calls(spans):
 
 
 def work(port, numbers):
-    """One keep-alive connection that asks for /work/N, one after the other."""
+    """One keep-alive connection that asks for /task/N, one after the other."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as c:
         for n in numbers:
-            c.sendall(f"GET /work/{n} HTTP/1.1\r\nHost: gpu\r\n\r\n".encode())
+            c.sendall(f"GET /task/{n} HTTP/1.1\r\nHost: gpu\r\n\r\n".encode())
             assert c.recv(4096).startswith(b"HTTP/1.1 200")
 
 
