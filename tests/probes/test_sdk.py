@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-
 import pytest
 
 from tests.probes.test_connection import ASK, ask, by_kind, start
@@ -54,38 +51,15 @@ listen(serve)
 )
 
 
-@pytest.fixture
-def behind():
-    """A server of this process, which nobody traces; answers everything."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve():
-        while True:
-            try:
-                c = listener.accept()[0]
-            except OSError:
-                return
-            with c:
-                c.recv(65536)
-                c.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    yield listener.getsockname()[1]
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
-    thread.join()
-
-
-def open_port(app, behind):
+def open_port(app, backend):
     app.go()
-    app.go(str(behind))
+    app.go(str(backend))
     return int(app.line())
 
 
-def test_a_server_that_takes_contexts_up_reports_its_requests_itself(app, trace, behind):
+def test_a_server_that_takes_contexts_up_reports_its_requests_itself(app, trace, backend):
     server = app(INSTRUMENTED)
-    with trace(server) as seen, dial(open_port(server, behind)) as c:
+    with trace(server) as seen, dial(open_port(server, backend)) as c:
         for _ in range(10):
             c.sendall(GET[:-2] + HEADER.encode() + b"\r\n\r\n")
             answer(c)
@@ -95,9 +69,9 @@ def test_a_server_that_takes_contexts_up_reports_its_requests_itself(app, trace,
         assert seen.tally.omitted["sdk"] == 20 - len(seen.spans)
 
 
-def test_to_repeat_what_an_sdk_reports_is_a_choice(app, trace, behind):
+def test_to_repeat_what_an_sdk_reports_is_a_choice(app, trace, backend):
     server = app(INSTRUMENTED)
-    with trace(server, repeat_sdk=True) as seen, dial(open_port(server, behind)) as c:
+    with trace(server, repeat_sdk=True) as seen, dial(open_port(server, backend)) as c:
         for _ in range(10):
             c.sendall(GET[:-2] + HEADER.encode() + b"\r\n\r\n")
             answer(c)
@@ -105,9 +79,9 @@ def test_to_repeat_what_an_sdk_reports_is_a_choice(app, trace, behind):
         assert [span.kind for span in seen.spans] == [SERVER] * 10
 
 
-def test_who_hands_a_context_on_is_not_instrumented(app, trace, behind):
+def test_who_hands_a_context_on_is_not_instrumented(app, trace, backend):
     server = app(INSTRUMENTED.replace("os.urandom(8).hex().encode()", "context[-19:-3]"))
-    with trace(server) as seen, dial(open_port(server, behind)) as c:
+    with trace(server) as seen, dial(open_port(server, backend)) as c:
         for _ in range(10):
             c.sendall(GET[:-2] + HEADER.encode() + b"\r\n\r\n")
             answer(c)
@@ -122,10 +96,10 @@ def asked(port, n):
             answer(c)
 
 
-def test_who_exports_spans_reports_its_requests_itself(app, trace, behind):
+def test_who_exports_spans_reports_its_requests_itself(app, trace, backend):
     server = app(EXPORTS)
     with trace(server) as seen:
-        port = open_port(server, behind)
+        port = open_port(server, backend)
         asked(port, 3)
         assert len(by_kind(seen.until(3), SERVER)) == 3
         server.go("/v1/traces")
@@ -140,10 +114,10 @@ def test_who_exports_spans_reports_its_requests_itself(app, trace, behind):
         assert duration.counts.sum() == 8, "the metrics count all of them"
 
 
-def test_who_exports_metrics_only_may_have_no_spans(app, trace, behind):
+def test_who_exports_metrics_only_may_have_no_spans(app, trace, backend):
     server = app(EXPORTS)
     with trace(server) as seen:
-        port = open_port(server, behind)
+        port = open_port(server, backend)
         server.go("/v1/metrics")
         assert server.line() == "exported"
         seen.until(1)
@@ -151,10 +125,10 @@ def test_who_exports_metrics_only_may_have_no_spans(app, trace, behind):
         assert len(by_kind(seen.until(6), SERVER)) == 5
 
 
-def test_who_relays_the_spans_of_others_is_not_instrumented(app, trace, behind):
+def test_who_relays_the_spans_of_others_is_not_instrumented(app, trace, backend):
     server = app(EXPORTS)
     with trace(server) as seen:
-        port = open_port(server, behind)
+        port = open_port(server, backend)
         server.go("/v1/traces")
         assert server.line() == "exported"
         seen.until(1)
@@ -167,11 +141,11 @@ def test_who_relays_the_spans_of_others_is_not_instrumented(app, trace, behind):
         seen.until(before + 5)
 
 
-def test_what_an_uninstrumented_library_sends_stands_beside_the_sdks_span(app, trace, behind):
+def test_what_an_uninstrumented_library_sends_stands_beside_the_sdks_span(app, trace, backend):
     """The server's span is the SDK's, whose id nobody told: its parent is known, and is the client span's, too."""
     plain = INSTRUMENTED.replace("own = context[:-19]", "own = b'x: y' if b'/plain' in got else context[:-19]")
     server = app(plain)
-    with trace(server) as seen, dial(open_port(server, behind)) as c:
+    with trace(server) as seen, dial(open_port(server, backend)) as c:
         c.sendall(GET[:-2] + HEADER.encode() + b"\r\n\r\n")
         answer(c)
         seen.settle()
